@@ -1,0 +1,266 @@
+"""Stepping: one replica takes optimizer steps, one after the other. The plain engine and the readable reference.
+
+Any model, any `torch.optim.Optimizer`, any batch. `Replica.run` is the one loop of the toolkit: ramps, races,
+trainings and trials differ in their schedule and in what they do with the trace.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ContextManager
+
+import torch
+from torch import Tensor, nn
+
+from lrfinder.groups import check_optimizer, group_names
+from lrfinder.schedules import StepSchedule
+from lrfinder.tasks import Batch, LossFn, StepOptions, batch_size, move_to
+from lrfinder.traces import Trace
+
+OnStep = Callable[[int, Tensor], None]
+StopRule = Callable[[Trace], str | None]
+
+
+class Replica:
+    """One copy of a model in training.
+
+    Args:
+        model: Any module; its train/eval flags are left as they are.
+        optimizer: Any torch optimizer of its parameters, also those that need a closure (LBFGS).
+        loss_fn: `loss_fn(model, batch)` -> scalar tensor that needs a gradient.
+        options: Accumulation, clipping, autocast and scaler.
+
+    Raises:
+        ValueError: If the optimizer has no parameters, two groups share a name or a parameter, an LR is negative or
+            not finite, or none of its parameters belongs to the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_fn: LossFn,
+        options: StepOptions = StepOptions(),
+    ) -> None:
+        check_optimizer(optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self.loss_fn = loss_fn
+        self.options = options
+        self.group_names = group_names(optimizer)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.needs_closure = _needs_closure(optimizer)
+        if self.needs_closure and options.scaler is not None:
+            raise ValueError(
+                "A GradScaler takes no closure, which must be given to "
+                f"{type(optimizer).__name__}. Train it without a scaler."
+            )
+        _check_same_model(model, self.parameters)
+        self._checked_loss = False
+
+    def step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take one optimizer step on the mean gradient of the batches.
+
+        Law: g = (1/A) sum_a grad loss(model, batch_a), clipped to a 2-norm of `clip_norm`; one `optimizer.step()`.
+
+        Returns:
+            The mean loss before the step, detached, a scalar on the model's device. Non-finite losses are returned
+            as they are.
+        """
+        scaler = self.options.scaler
+        if self.needs_closure:
+            # The optimizer asks for the loss as often as it likes; the first answer is the loss before the step.
+            losses: list[Tensor] = []
+
+            def closure() -> Tensor:
+                losses.append(self._backward(batches))
+                self._clip()
+                return losses[-1]
+
+            # torch types the closure's result as float, and its own optimizers take a tensor.
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+            return losses[0]
+        loss = self._backward(batches)
+        if scaler is None:
+            self._clip()
+            self.optimizer.step()
+        else:
+            if self.options.clip_norm is not None:
+                scaler.unscale_(self.optimizer)
+                self._clip()
+            scaler.step(self.optimizer)
+            scaler.update()
+        return loss
+
+    def run(
+        self,
+        batches: Iterable[Batch],
+        *,
+        trace: Trace,
+        schedule: StepSchedule | None = None,
+        num_steps: int | None = None,
+        on_step: OnStep | None = None,
+        should_stop: StopRule | None = None,
+    ) -> None:
+        """Take steps until the batches end, `num_steps` are taken, or the loss is not finite. The loop.
+
+        A loss that is not finite sets the trace's status to "diverged"; on an accelerator it is seen up to
+        `lrfinder.traces.BLOCK` steps late, since losses are not waited for.
+
+        Args:
+            batches: The last ones are used too where they are fewer than `accumulation`.
+            trace: Rows are appended to it; its length is the number of the next step.
+            schedule: Sets the LRs before each step, or moves on after it; None leaves the LRs as they are.
+            num_steps: The most steps to take here, >= 0; None for as many as there are batches.
+            on_step: Called after each step with its number and loss, while the optimizer still holds the LRs that
+                the step used.
+            should_stop: Called after each step with the trace; a reason in words ends the run with status
+                "stopped". It should look at `trace.settled_losses`, which costs no wait.
+        """
+        for parts in _take(batches, self.options.accumulation, num_steps):
+            step = len(trace)
+            if schedule is not None:
+                schedule.before_step(step)
+            lrs = [group["lr"] for group in self.optimizer.param_groups]
+            loss = self.step(parts)
+            trace.append(lrs, loss)
+            if on_step is not None:
+                on_step(step, loss)
+            if trace.settled_diverged_at is not None:
+                break
+            if should_stop is not None and (reason := should_stop(trace)) is not None:
+                trace.set_status("stopped", reason)
+                break
+            if schedule is not None:
+                schedule.after_step()
+        if trace.diverged_at is not None:
+            trace.set_status("diverged", f"The loss was not finite at step {trace.diverged_at}.")
+
+    def _backward(self, batches: Sequence[Batch]) -> Tensor:
+        """Gradients of the mean loss of the batches; returns that loss, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
+        share = 1.0 / len(batches)
+        total: Tensor | None = None
+        for batch in batches:
+            with autocast(self.device, self.options.autocast):
+                loss = self.loss_fn(self.model, move_to(batch, self.device))
+            if not self._checked_loss:
+                _check_loss(loss)
+                self._checked_loss = True
+            if share != 1.0:
+                loss = loss * share
+            (loss if self.options.scaler is None else self.options.scaler.scale(loss)).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None  # `run` gives at least one batch
+        return total
+
+    def _clip(self) -> None:
+        if self.options.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
+
+
+def evaluate(
+    model: nn.Module,
+    loss_fn: LossFn,
+    loader: Iterable[Batch],
+    *,
+    metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] | None = None,
+    autocast_dtype: torch.dtype | None = None,
+) -> dict[str, float]:
+    """Mean loss and metrics over a loader, weighted by the number of samples of each batch.
+
+    Law: val/m = sum_b n_b m(model, batch_b) / sum_b n_b, in eval mode, without gradients. Every module's train/eval
+    flag is put back. Non-finite values stay non-finite. One wait for the device, at the end.
+
+    Returns:
+        `{"val/loss": ..., "val/<metric>": ...}`.
+
+    Raises:
+        ValueError: If the loader is empty.
+    """
+    functions: dict[str, Callable[[nn.Module, Batch], Tensor]] = {"loss": loss_fn, **(metrics or {})}
+    device = model_device(model)
+    sums = {name: torch.zeros((), device=device) for name in functions}
+    count = 0
+    with eval_mode(model), torch.no_grad(), autocast(device, autocast_dtype):
+        for batch in loader:
+            moved = move_to(batch, device)
+            size = batch_size(moved)
+            count += size
+            for name, function in functions.items():
+                sums[name] = sums[name] + torch.as_tensor(function(model, moved)).detach() * size
+    if count == 0:
+        raise ValueError("The validation loader must give at least one batch, but it is empty.")
+    values = torch.stack(list(sums.values())).cpu().double() / count
+    return {f"val/{name}": value for name, value in zip(functions, values.tolist(), strict=True)}
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lies; the CPU for a model that has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """`model.eval()`, then the flag of every module as it was: a BatchNorm that its owner froze stays frozen."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> ContextManager[Any]:
+    """`torch.autocast` for the device, or nothing where dtype is None."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def _take(batches: Iterable[Batch], accumulation: int, num_steps: int | None) -> Iterator[list[Batch]]:
+    """Lists of `accumulation` batches, `num_steps` of them at most; never draws a batch that it does not use."""
+    iterator = iter(batches)
+    taken = 0
+    while num_steps is None or taken < num_steps:
+        parts = [batch for _, batch in zip(range(accumulation), iterator, strict=False)]
+        if not parts:
+            return
+        yield parts
+        taken += 1
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    # On the class, since a scheduler wraps the instance's `step` and hides its signature.
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _check_same_model(model: nn.Module, parameters: Sequence[Tensor]) -> None:
+    own = {id(parameter) for parameter in model.parameters()}
+    # A model without parameters is a wrapper around tensors that are optimised by themselves.
+    if own and not any(id(parameter) in own for parameter in parameters):
+        raise ValueError(
+            "The optimizer must hold parameters of this model, but none of its "
+            f"{len(parameters)} tensors is one. Was the model copied or moved after the optimizer was made?"
+        )
+
+
+def _check_loss(loss: Any) -> None:
+    """What goes wrong with a loss function, said before torch says it from deep inside."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`loss_fn(model, batch)` must return a tensor, but got {type(loss).__name__}.")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"`loss_fn(model, batch)` must return a scalar, but got shape {tuple(loss.shape)}. "
+            "Take the mean over the batch."
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "`loss_fn(model, batch)` must return a loss that needs a gradient, but it needs none. Is it detached, "
+            "computed under torch.no_grad(), or are all parameters frozen?"
+        )
