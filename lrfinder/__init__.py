@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lrfinder.checkpoints import CheckpointError
 from lrfinder.groups import (
     describe,
     group_names,
@@ -26,7 +27,7 @@ from lrfinder.tasks import (
     supervised,
 )
 from lrfinder.traces import Trace
-from lrfinder.training import CheckpointError, StopTraining, train
+from lrfinder.training import StopTraining, train
 
 __version__ = "0.1.0"
 

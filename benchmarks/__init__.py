@@ -1,0 +1,1 @@
+"""Each file proves one claim, prints one table and writes one result file."""

@@ -1,0 +1,90 @@
+"""Writes the benchmark tables of README.md and docs/ from the result files, so that no number is typed twice.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; this fills it in:
+
+    python -m benchmarks.tables            # write
+    python -m benchmarks.tables --check    # exit status 1 where a table is not what its result file says
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def read(name: str) -> dict[str, Any]:
+    """One result file."""
+    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return data
+
+
+def rows_to_markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def source(data: dict[str, Any]) -> str:
+    """Where and how a table was measured."""
+    found = data["environment"]
+    place = f"{found['cpu_cores']} CPU cores" + (f", {found['gpu']}" if "gpu" in found else "")
+    return f"\n`{data['command']}`, {found['date']}, torch {found['torch']}, {place}.\n"
+
+
+def house() -> str:
+    """The costs of the ordinary path, each against its bar."""
+    overhead, imports, lrs = read("overhead"), read("imports"), read("recorded_lrs")
+    rows = []
+    for row in overhead["rows"][1:]:
+        spread = f"[{row['quartile_1']:.3f}, {row['quartile_3']:.3f}]"
+        rows.append(
+            [f"`{row['arm']}` / bare PyTorch loop, time per step", f"{row['ratio']:.3f} {spread}", f"<= {row['bar']}"]
+        )
+    ours = imports["rows"][-1]
+    spread = f"[{ours['quartile_1']:.3f}, {ours['quartile_3']:.3f}]"
+    rows.append(["`import lrfinder` / `import torch`", f"{ours['ratio']:.3f} {spread}", f"<= {imports['bar']}"])
+    rows.append(
+        [
+            f"recorded LR = used LR, over {len({r['scheduler'] for r in lrs['rows']})} schedulers",
+            f"{lrs['agree']} of {lrs['total']}",
+            "all",
+        ]
+    )
+    table = rows_to_markdown(["what", "measured: median [quartiles]", "bar"], rows)
+    return table + "".join(source(data) for data in (overhead, imports, lrs))
+
+
+TABLES: dict[str, Callable[[], str]] = {"house": house}
+
+
+def fill(text: str) -> str:
+    """The text with every table written anew."""
+    return BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[4], text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the tables, or check them."""
+    arguments = sys.argv[1:] if argv is None else argv
+    stale = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
+        text = path.read_text()
+        filled = fill(text)
+        if filled != text:
+            stale.append(path.relative_to(ROOT))
+            if "--check" not in arguments:
+                path.write_text(filled)
+    for path in stale:
+        print(("stale: " if "--check" in arguments else "written: ") + str(path))
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
