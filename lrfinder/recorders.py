@@ -1,0 +1,141 @@
+"""Recorders: what a record of a run can be told, whoever keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lrfinder.traces import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RunStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class Recorder(Protocol):
+    """What a record can be told; `MlflowRecorder` sends it to MLflow, `NullRecorder` drops it.
+
+    No method waits for a device or a store but `child`, `flush` and `close`.
+    """
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id in its store."""
+
+    def log_step(
+        self,
+        step: int,
+        loss: Tensor | float,
+        optimizer: torch.optim.Optimizer,
+        **metrics: Tensor | float,
+    ) -> None:
+        """Record an optimizer step: `train/loss`, `lr/<group>` and the given metrics."""
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Record values at an optimizer step, as `val/loss` at an epoch's end."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record chosen values; nested mappings are flattened."""
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; the last value of each stands."""
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Keep a matplotlib figure, in the format of the name's suffix (`.png`)."""
+
+    def log_text(self, text: str, name: str) -> None:
+        """Keep a text as an artifact."""
+
+    def log_dict(self, value: Any, name: str) -> None:
+        """Keep a JSON-able value as an artifact; non-finite numbers as text."""
+
+    def log_trace(self, trace: Trace, name: str | None = None) -> None:
+        """Keep a whole trace, at full resolution."""
+
+    def child(self, run_name: str | None = None, **tags: Any) -> Recorder:
+        """A recorder of a run below this one."""
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until all that was recorded is in the store."""
+
+    def close(self, status: RunStatus = "FINISHED") -> None:
+        """Flush, and end the run."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class NullRecorder:
+    """A recorder that keeps nothing.
+
+    Example:
+        >>> with NullRecorder() as recorder:
+        ...     recorder.log_metrics(0, {"val/loss": 0.5})
+    """
+
+    @property
+    def run_id(self) -> None:
+        """There is no run."""
+        return None
+
+    def log_step(
+        self,
+        step: int,
+        loss: Tensor | float,
+        optimizer: torch.optim.Optimizer,
+        **metrics: Tensor | float,
+    ) -> None:
+        """Do nothing."""
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Do nothing."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Do nothing."""
+
+    def log_text(self, text: str, name: str) -> None:
+        """Do nothing."""
+
+    def log_dict(self, value: Any, name: str) -> None:
+        """Do nothing."""
+
+    def log_trace(self, trace: Trace, name: str | None = None) -> None:
+        """Do nothing."""
+
+    def child(self, run_name: str | None = None, **tags: Any) -> NullRecorder:
+        """This recorder."""
+        return self
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Do nothing."""
+
+    def close(self, status: RunStatus = "FINISHED") -> None:
+        """Do nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        return None

@@ -1,0 +1,252 @@
+"""MLflow stores: opened so that what is wrong is said at once, and never waited for.
+
+MLflow waits up to 100 s for a database that cannot be opened, and up to 247 s for a server that is
+away (its defaults, measured with 3.17); and a fresh database that several processes open at once
+breaks in its first migration. So a store is looked at before MLflow is given it, and its first use
+is under a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sqlite3
+import tempfile
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+REACH_TIMEOUT = 5.0  # seconds until a server must have answered
+LOCK_TIMEOUT = 120.0  # seconds that another process may take to make the tables of a fresh database
+
+
+class RecordError(RuntimeError):
+    """A record is not, or cannot be, in its store; the message says what is missing."""
+
+
+# -- opening --------------------------------------------------------------------------------------
+
+
+def open_store(tracking_uri: str | None = None, *, create: bool = True) -> MlflowClient:
+    """A client of an MLflow store that was seen to answer.
+
+    Args:
+        tracking_uri: None for MLflow's own, `mlflow.get_tracking_uri()`.
+        create: Make a SQLite file where there is none; False for those who only read.
+
+    Raises:
+        RecordError: If the store cannot be opened, within seconds.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    uri = mlflow.get_tracking_uri() if tracking_uri is None else str(tracking_uri)
+    check_store(uri, create=create)
+    try:
+        with _first_use_lock(uri):
+            return MlflowClient(tracking_uri=uri)
+    except Exception as error:
+        raise _unusable(uri, error) from error
+
+
+def check_store(uri: str, *, create: bool = True) -> None:
+    """See that a store answers, and with `create` can be written to, before MLflow waits for it.
+
+    Raises:
+        RecordError: If it cannot.
+    """
+    scheme = urlsplit(uri).scheme
+    try:
+        if scheme.startswith("sqlite"):
+            _check_sqlite(uri, create=create)
+        elif scheme in ("http", "https"):
+            _check_server(uri)
+        elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+            _check_database(uri, scheme)
+    except RecordError:
+        raise
+    except Exception as error:
+        raise _unusable(uri, error) from error
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a `sqlite:///` URI; None for any other store."""
+    if not urlsplit(uri).scheme.startswith("sqlite"):
+        return None
+    path = re.sub(r"^[^:]+:///?", "", uri).split("?", 1)[0]
+    if path in ("", ":memory:"):
+        raise RecordError(
+            "A SQLite store must be a file, since the record is sent by a thread of its own, but "
+            f"got {uri!r}. Give 'sqlite:///mlflow.db'."
+        )
+    return Path(path).absolute()
+
+
+def _check_sqlite(uri: str, *, create: bool) -> None:
+    path = sqlite_path(uri)
+    assert path is not None
+    if not create and not path.is_file():
+        raise RecordError(
+            f"There is no MLflow store at {uri!r}: the file {path} does not exist. Give the URI "
+            "that the runs were recorded with, or go to the folder where they were made."
+        )
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=20, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+
+
+def _check_server(uri: str) -> None:
+    import requests
+
+    try:
+        requests.get(uri, timeout=REACH_TIMEOUT, stream=True).close()
+    except requests.exceptions.SSLError:
+        return  # it answers; whether its certificate will do is for MLflow's own settings to say
+
+
+def _check_database(uri: str, scheme: str) -> None:
+    import sqlalchemy
+
+    options = {} if scheme.startswith("mssql") else {"connect_timeout": int(REACH_TIMEOUT)}
+    engine = sqlalchemy.create_engine(
+        uri, poolclass=sqlalchemy.pool.NullPool, connect_args=options
+    )
+    with engine.connect():
+        pass
+
+
+def _first_use_lock(uri: str) -> AbstractContextManager[Any]:
+    """One process at a time makes a database's tables; MLflow's migrations break when two do."""
+    from filelock import FileLock
+
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file", "http", "https") or scheme.startswith("databricks"):
+        return nullcontext()
+    path = sqlite_path(uri)
+    if path is None:
+        digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir(), f"lrfinder-store-{digest}")
+    elif not os.access(path.parent, os.W_OK):
+        return nullcontext()  # a database that is only read
+    return FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT)
+
+
+def _unusable(uri: str, error: Exception) -> RecordError:
+    return RecordError(
+        f"The MLflow store {_without_password(uri)!r} cannot be used: {first_line(error)} Give a "
+        "`tracking_uri` (or MLFLOW_TRACKING_URI) that can be written to, for instance "
+        "'sqlite:///mlflow.db', or start the server that it names."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the statements and traces that databases add."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+# -- experiments and runs -------------------------------------------------------------------------
+
+
+def experiment_id(client: MlflowClient, name: str | None) -> str:
+    """The id of an experiment, which is made if there is none of that name.
+
+    Args:
+        client: Of the store.
+        name: None for the one of MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else "Default".
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") if name is None else name
+    if name is None:
+        return os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(
+                client.create_experiment(name, artifact_location=_artifact_location(client, name))
+            )
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was quicker
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise RecordError(
+            f"The experiment must not be deleted, but {name!r} is. Restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or give another "
+            "name."
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(client: MlflowClient, name: str) -> str | None:
+    # Beside a SQLite file; MLflow itself would take the folder that the process happens to be in.
+    path = sqlite_path(client.tracking_uri)
+    if path is None:
+        return None
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    folder = re.sub(r"[^\w.-]+", "-", name)[:50].strip("-.")
+    return (path.parent / "mlruns" / f"{folder}-{digest}").as_uri()
+
+
+def take_adoptable(tracking_uri: str | None) -> str | None:
+    """The id of the run that `mlflow run` made for this process, if it did.
+
+    It is taken out of the environment, so that nobody else adopts that run.
+    """
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return None
+    if tracking_uri is not None and tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
+        return None  # that run lies in another store
+    return os.environ.pop("MLFLOW_RUN_ID")
+
+
+def create_run(
+    client: MlflowClient,
+    experiment: str,
+    run_name: str | None,
+    tags: dict[str, str],
+    *,
+    parent: str | None,
+) -> Run:
+    """A new run in an experiment (its id), with MLflow's own tags and a link to its parent."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    links = {} if parent is None else {"mlflow.parentRunId": parent, "lrfinder.parent": parent}
+    return client.create_run(experiment, run_name=run_name, tags=resolve_tags(tags | links))
+
+
+def adoption_tags(
+    client: MlflowClient, run: Run, experiment: str | None, run_name: str | None
+) -> dict[str, str]:
+    """The experiment and the name that were asked for, where the adopted run has others."""
+    tags = {}
+    if experiment is not None and client.get_experiment(run.info.experiment_id).name != experiment:
+        tags["lrfinder.experiment"] = experiment
+    if run_name is not None and run.info.run_name != run_name:
+        tags["lrfinder.run_name"] = run_name
+    return tags
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether a store refused what it was given, so that sending the same again cannot help."""
+    return getattr(error, "error_code", None) in (
+        "INVALID_PARAMETER_VALUE",
+        "RESOURCE_DOES_NOT_EXIST",
+        "RESOURCE_ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "UNAUTHENTICATED",
+        "INVALID_STATE",
+    )
