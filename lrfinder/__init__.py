@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lrfinder.checkpoints import CheckpointError
+from lrfinder.descriptions import describe
 from lrfinder.groups import (
-    describe,
     group_names,
     learning_rates,
     param_groups,
@@ -32,35 +32,90 @@ from lrfinder.training import StopTraining, train
 __version__ = "0.1.0"
 
 # Rooms that need mlflow, optuna or matplotlib are loaded when one of their names is first used.
-_LAZY: dict[str, str] = {}
+_LAZY: dict[str, str] = {
+    "Arm": "lrfinder.arms",
+    "ArmComparison": "lrfinder.arms",
+    "Measure": "lrfinder.arms",
+    "Comparison": "lrfinder.comparing",
+    "compare": "lrfinder.comparing",
+    "EnvironmentLinkError": "lrfinder.environments",
+    "given_options": "lrfinder.environments",
+    "link_environment": "lrfinder.environments",
+    "arms_figure": "lrfinder.figures",
+    "RangeTest": "lrfinder.ranging",
+    "range_test": "lrfinder.ranging",
+    "NullRecorder": "lrfinder.recorders",
+    "Recorder": "lrfinder.recorders",
+    "Report": "lrfinder.reporting",
+    "make_report": "lrfinder.reporting",
+    "report_html": "lrfinder.reporting",
+    "report_tables": "lrfinder.reporting",
+    "best_hparams": "lrfinder.searching",
+    "search": "lrfinder.searching",
+    "RecordError": "lrfinder.stores",
+    "MlflowRecorder": "lrfinder.tracking",
+    "train_task": "lrfinder.trials",
+}
 
 if TYPE_CHECKING:
-    pass
+    from lrfinder.arms import Arm, ArmComparison, Measure
+    from lrfinder.comparing import Comparison, compare
+    from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
+    from lrfinder.figures import arms_figure
+    from lrfinder.ranging import RangeTest, range_test
+    from lrfinder.recorders import NullRecorder, Recorder
+    from lrfinder.reporting import Report, make_report, report_html, report_tables
+    from lrfinder.searching import best_hparams, search
+    from lrfinder.stores import RecordError
+    from lrfinder.tracking import MlflowRecorder
+    from lrfinder.trials import train_task
 
 __all__ = [
+    "Arm",
+    "ArmComparison",
     "CheckpointError",
+    "Comparison",
+    "EnvironmentLinkError",
     "GroupSchedulers",
+    "Measure",
+    "MlflowRecorder",
+    "NullRecorder",
+    "RangeTest",
+    "RecordError",
+    "Recorder",
+    "Report",
     "StepOptions",
     "StopTraining",
     "Task",
     "Trace",
     "accuracy",
+    "arms_figure",
+    "best_hparams",
     "build_scheduler",
+    "compare",
     "describe",
     "evaluate",
+    "given_options",
     "group_names",
     "learning_rates",
+    "link_environment",
     "load_task",
     "lr_table",
+    "make_report",
     "param_groups",
     "preserved",
+    "range_test",
+    "report_html",
+    "report_tables",
     "resolve_device",
     "scale_learning_rate",
     "scheduler_names",
+    "search",
     "seed_everything",
     "set_learning_rate",
     "supervised",
     "train",
+    "train_task",
 ]
 
 

@@ -30,7 +30,12 @@ def arm(name: str, losses: tuple[float, ...], accuracies: tuple[float, ...] | No
         ((0.5, 0.6), (NAN, NAN), "better", "better: base diverged on 2 of 2 seeds"),
         ((NAN, 0.6), (1.0, 1.0), "not better", "not better: it diverged on 1 of 2 seeds"),
         ((NAN, 0.6), (NAN, 1.0), "not better", "it diverged on 1 of 2 seeds, base on 1"),
-        ((0.5, 0.6), (1.0, math.inf), "better", "diverged on 1 of 2 seeds; on the other seeds better"),
+        (
+            (0.5, 0.6),
+            (1.0, math.inf),
+            "better",
+            "diverged on 1 of 2 seeds; on the other seeds better",
+        ),
         ((0.0, 0.0), (0.0, 0.0), "not better", "not better (the same)"),
     ],
 )
@@ -41,7 +46,7 @@ def test_a_verdict_says_what_the_numbers_say(found, baseline, verdict, words) ->
 
 
 def test_the_error_is_that_of_the_paired_differences() -> None:
-    # The seeds move both arms by the same amount, which must not count: the error of the pairs is small.
+    # The seeds move both arms alike, which must not count: the error of the pairs is small.
     result = difference(arm("found", (1.0, 5.0, 9.0)), arm("base", (1.9, 6.1, 10.0)), LOSS)
     gains, mean = [0.9, 1.1, 1.0], 6.0
     assert result.improvement == pytest.approx(sum(gains) / 3 / mean)

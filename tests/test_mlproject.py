@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import string
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ NAMES = ["main", "range_test", "train", "search", "compare"]
 def command_options(name: str) -> dict[str, Any]:
     """The options of a command as click sees them: ``num_epochs`` -> its parameter."""
     import typer
+
     from lrfinder.commands import app
 
     group: Any = typer.main.get_command(app)
@@ -72,11 +74,14 @@ def test_parameters_are_the_command_s_options(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_types_are_the_command_s(name: str) -> None:
-    types = {"integer": "int", "integer range": "int", "float": "float", "float range": "float"}
-    options = command_options(name)
+    from lrfinder.commands import app
+
+    (function,) = [item.callback for item in app.registered_commands if item.name == name]
+    hints = typing.get_type_hints(function)
     for key, parameter in ENTRY_POINTS[name]["parameters"].items():
+        (kind,) = {*(typing.get_args(hints[key]) or (hints[key],))} - {type(None)}
         # Never `path`: MLflow then wants even the default to exist.
-        assert parameter["type"] == types.get(options[key].type.name, "string"), key
+        assert parameter["type"] == {int: "int", float: "float", str: "string"}[kind], key
 
 
 @pytest.mark.parametrize("name", NAMES)

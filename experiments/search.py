@@ -1,0 +1,17 @@
+"""An Optuna search of learning rates, ratios and a schedule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from lrfinder.commands import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `search`; returns the exit status."""
+    return run_command("search", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""The command `compare`: runs read back from MLflow, side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import lrfinder
+from lrfinder.commands.running import command, console
+
+
+@command
+def compare(
+    experiment: Annotated[
+        str | None,
+        typer.Option(help="The experiment whose runs are compared; MLflow's own by default."),
+    ] = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(
+            help="Ids or names, as 1a2b,found; one with children stands for these. "
+            "By default the newest that have the metric."
+        ),
+    ] = None,
+    metric: Annotated[str, typer.Option(help="What they are compared by.")] = "val/loss",
+    output: Annotated[
+        str, typer.Option(help="The figure's file: learning rates and losses of all runs.")
+    ] = "comparison.png",
+) -> None:
+    """Compare runs: a table, and their learning rates and losses in one figure."""
+    names = None if runs is None else [name.strip() for name in runs.split(",") if name.strip()]
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"`output` must lie in a folder that exists, but {path.parent} does not exist."
+        )
+    # Under `mlflow run` there is a run already, which gets the figure; else none is made to read.
+    adopts = "MLFLOW_RUN_ID" in os.environ
+    with lrfinder.MlflowRecorder() if adopts else lrfinder.NullRecorder() as recorder:
+        comparison = lrfinder.compare(
+            names,
+            experiment=experiment,
+            metric=metric,
+            direction=lrfinder.Measure.named(metric).direction or "minimize",
+        )
+        figure = comparison.plot()[0].figure
+        figure.savefig(path)
+        recorder.log_figure(figure, "comparison.png")
+    screen = console()
+    screen.print(comparison.table())
+    screen.print(f"The figure is {path.resolve()}.", markup=False, soft_wrap=True)

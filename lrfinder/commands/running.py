@@ -1,0 +1,129 @@
+"""Running: what commands have in common: exit codes, a clear line for an error, progress."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+P = ParamSpec("P")
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+TERMINATED = 143  # 128 + SIGTERM
+
+# Set for `--debug`: errors are shown with their traceback.
+DEBUG = "LRFINDER_DEBUG"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM ends a command as Ctrl-C does: its run is KILLED and keeps what was recorded."""
+
+
+def console() -> Console:
+    """Where results are printed; wide enough for a table where it is a file and not a terminal."""
+    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Console(width=fixed, soft_wrap=False)
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """A command whose errors are one red line, and which SIGTERM ends as Ctrl-C does."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            with _sigterm_raised():
+                function(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            terminated = isinstance(error, Terminated)
+            _complain("terminated." if terminated else "interrupted.", error)
+            raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from None
+        except Exception as error:
+            if os.environ.get(DEBUG) or not _is_users(error):
+                raise
+            _complain(str(error) or type(error).__name__, error)
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the message alone tells a user what to change."""
+    kinds = (ValueError, TypeError, OSError, ImportError)
+    return isinstance(error, kinds) or type(error).__module__.startswith("lrfinder")
+
+
+def _complain(message: str, error: BaseException) -> None:
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    stderr.print("lrfinder: ", style="red", end="")
+    stderr.print(message, style="red", markup=False)
+    for note in getattr(error, "__notes__", ()):
+        stderr.print(note, markup=False)
+
+
+@contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """SIGTERM raises `Terminated` in here, so that `finally` and `with` do their work."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar; call what it gives after each part. Nothing without a terminal."""
+    stderr = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(note: str = "") -> None:
+            bar.update(task, advance=1, note=note)
+
+        yield advance
+
+
+def ui_hint(recorder: Any) -> str:
+    """The command that opens MLflow's pages on a run, and the page's address."""
+    uri = str(recorder.tracking_uri)
+    page = f"#/experiments/{recorder.experiment_id}/runs/{recorder.run_id}"
+    if uri.startswith(("http://", "https://")):
+        return f"{uri.rstrip('/')}/{page}"
+    return f"mlflow ui --backend-store-uri {absolute_uri(uri)}\nthen http://127.0.0.1:5000/{page}"
+
+
+def absolute_uri(uri: str) -> str:
+    """A store's URI that means the same in every folder.
+
+    Example:
+        >>> absolute_uri("sqlite:////data/mlflow.db")
+        'sqlite:////data/mlflow.db'
+    """
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        return prefix + os.path.abspath(uri.removeprefix(prefix))
+    return uri
