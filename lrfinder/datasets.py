@@ -1,8 +1,7 @@
 """Datasets: data held as tensors, the batches made of them, and digits that need no network.
 
 Small data are fastest where they are: whole tensors on the device, one `index_select` for each
-batch, augmentation on the batch. No worker processes, no collation, no copy from the host at each
-step.
+batch, augmentation on the batch. No worker processes and no copy from the host at each step.
 """
 
 from __future__ import annotations
@@ -35,8 +34,7 @@ class TensorLoader:
         seed: Of `generator`, a CPU generator wherever the data are: the order does not depend on
             the device.
         transform: `transform(inputs, generator)` -> inputs, applied to the first tensor's part of
-            each batch, on its device. Random numbers are to be drawn from the CPU generator that
-            it is given.
+            each batch, on its device; it is to draw from the CPU generator that it is given.
         drop_last: Whether to leave out a last batch that is not full.
 
     Raises:

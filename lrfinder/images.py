@@ -44,8 +44,7 @@ class ImageData:
         train: Images, uint8 of shape (N, 3, H, W), and labels, int64 of shape (N,).
         val: Likewise.
         classes: The name of each label.
-        mean: Of each channel over the training images, of pixels scaled to [0, 1], float32 of
-            shape (3,).
+        mean: Of each channel of the training images, scaled to [0, 1], float32 of shape (3,).
         std: Likewise, the standard deviation.
     """
 
@@ -95,8 +94,7 @@ def image_folder(
 
     Raises:
         ValueError: If the folder is not laid out like this, an image is empty, corrupt or of
-            another size (the message names the file), or CIFAR-10 is damaged or cannot be
-            downloaded.
+            another size (it is named), or CIFAR-10 is damaged or cannot be downloaded.
     """
     root = Path(path).expanduser()
     if root.name == CIFAR_FOLDER:
@@ -167,9 +165,9 @@ def _list_split(root: Path, part: str) -> tuple[list[str], list[_File]]:
                 f"but {str(root / part / name)!r} has none."
             )
         files.extend(found)
-    empty = [file.name for file in files if file.size == 0]
+    empty = [f"{file.name}: the file is empty" for file in files if file.size == 0]
     if empty:
-        raise ValueError(_bad_files(root, [f"{name}: the file is empty" for name in empty]))
+        raise ValueError(_bad_files(root, empty))
     return classes, files
 
 
@@ -209,8 +207,8 @@ def _decode(listing: _Listing, shape: tuple[int, int] | None) -> dict[str, npt.N
                 found.append(f"{file.name}: {image}")
             elif image.shape != first.shape:
                 found.append(
-                    f"{file.name}: it is {_sides(image)} (height x width) and {files[0].name} is "
-                    f"{_sides(first)}; give `size` to resize them all"
+                    f"{file.name}: its height and width are {image.shape[:2]}, those of "
+                    f"{files[0].name} are {first.shape[:2]}; give `size` to resize them all"
                 )
             else:
                 pixels[row] = image.transpose(2, 0, 1)
@@ -230,10 +228,6 @@ def _decode(listing: _Listing, shape: tuple[int, int] | None) -> dict[str, npt.N
     mean, std = _channel_statistics(torch.from_numpy(pixels[: listing.num_train]))
     labels = np.array([file.label for file in files], dtype=np.int64)
     return {"images": pixels, "labels": labels, "mean": mean.numpy(), "std": std.numpy()}
-
-
-def _sides(image: Bytes) -> str:
-    return f"{image.shape[0]} x {image.shape[1]}"
 
 
 def _try_to_read(path: Path, shape: tuple[int, int] | None) -> Bytes | str:

@@ -158,7 +158,7 @@ def test_of_many_bad_images_some_are_named_and_all_are_counted(folder):
 
 def test_images_of_different_sizes_are_refused_unless_a_size_is_given(folder):
     write_image(folder / "test" / "dog" / "0001.png", size=(9, 6))
-    message = r"test/dog/0001\.png: it is 6 x 9 .*train/cat/0000\.png is 6 x 8; give `size`"
+    message = r"test/dog/0001\.png: .*\(6, 9\).*train/cat/0000\.png are \(6, 8\); give `size`"
     with pytest.raises(ValueError, match=message):
         image_folder(folder)
 
