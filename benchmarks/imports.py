@@ -1,6 +1,6 @@
 """Claim: `import lrfinder` costs no more than 1.1 x `import torch`, and loads none of the heavy rooms.
 
-    python -m benchmarks.imports
+python -m benchmarks.imports
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ def seconds_to_import(module: str) -> float:
 def main() -> None:
     """Measure, print and write `results/imports.json`."""
     code = f"import sys, lrfinder; print([m for m in {HEAVY!r} if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
     arms = {name: (lambda name=name: seconds_to_import(name)) for name in ("torch", "lrfinder")}
     seconds = interleave(arms, rounds=21)
     rows = [
-        {"module": name, "seconds": statistics.median(values), **paired_ratio(seconds, name, "torch")}
+        {
+            "module": name,
+            "seconds": statistics.median(values),
+            **paired_ratio(seconds, name, "torch"),
+        }
         for name, values in seconds.items()
     ]
     for row in rows:

@@ -1,7 +1,7 @@
 """Claim: `lrfinder.train` costs next to nothing beside a bare PyTorch loop, and neither does recording it in MLflow.
 
-`Net` on CIFAR-10 batches of 64, SGD with momentum, all on the same tensors. The arms take turns within one run, and
-the ratio is taken round by round:
+`Net` on CIFAR-10 batches of 64, SGD with momentum, all on the same tensors. The arms take turns
+within one run, and the ratio is taken round by round:
 
     python -m benchmarks.overhead --data FOLDER      # the image folder of CIFAR-10
     python -m benchmarks.overhead                    # random images of the same shape

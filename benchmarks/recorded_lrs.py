@@ -1,7 +1,7 @@
 """Claim: the LR that is recorded is the LR that the optimizer used, at every step and group, over every scheduler.
 
-A hook on `optimizer.step` reads the LRs at the moment of each update; they are compared with the trace and with what
-MLflow gives back:
+A hook on `optimizer.step` reads the LRs at the moment of each update; they are compared with the
+trace and with what MLflow gives back:
 
     python -m benchmarks.recorded_lrs
 """
@@ -21,7 +21,9 @@ from benchmarks.results_file import write_result
 NUM_EPOCHS, STEPS_PER_EPOCH = 12, 4
 
 SPECS: dict[str, dict[str, Any]] = {
-    "ChainedScheduler": {"schedulers": [{"name": "ExponentialLR", "gamma": 0.9}, {"name": "ConstantLR"}]},
+    "ChainedScheduler": {
+        "schedulers": [{"name": "ExponentialLR", "gamma": 0.9}, {"name": "ConstantLR"}]
+    },
     "ConstantLR": {},
     "CosineAnnealingLR": {"T_max": 10},
     "CosineAnnealingWarmRestarts": {"T_0": 4},
@@ -46,7 +48,9 @@ def compare(name: str, interval: str, store: str) -> dict[str, Any]:
     """Train with one scheduler; count the (step, group) pairs whose recorded LR is the used one."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    groups = lrfinder.param_groups(model, {"body": {"params": "0.*", "lr": 0.02}, "head": "2.*"}, lr=0.1)
+    groups = lrfinder.param_groups(
+        model, {"body": {"params": "0.*", "lr": 0.02}, "head": "2.*"}, lr=0.1
+    )
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     used: list[list[float]] = []
     optimizer.register_step_pre_hook(
@@ -54,7 +58,9 @@ def compare(name: str, interval: str, store: str) -> dict[str, Any]:
     )
     loss_fn = lrfinder.supervised(nn.CrossEntropyLoss())
     data = [(torch.randn(8, 4), torch.randint(2, (8,))) for _ in range(STEPS_PER_EPOCH)]
-    with lrfinder.MlflowRecorder(experiment="lrs", run_name=f"{name} {interval}", tracking_uri=store) as recorder:
+    with lrfinder.MlflowRecorder(
+        experiment="lrs", run_name=f"{name} {interval}", tracking_uri=store
+    ) as recorder:
         trace = lrfinder.train(
             model,
             optimizer,
@@ -71,7 +77,13 @@ def compare(name: str, interval: str, store: str) -> dict[str, Any]:
     pairs = [(s, g) for s in range(len(used)) for g in range(2)]
     agree = sum(used[s][g] == in_trace[s][g] == in_store[s][g] for s, g in pairs)
     changes = len({tuple(row) for row in used})
-    return {"scheduler": name, "interval": interval, "lrs": len(pairs), "agree": agree, "different_lrs": changes}
+    return {
+        "scheduler": name,
+        "interval": interval,
+        "lrs": len(pairs),
+        "agree": agree,
+        "different_lrs": changes,
+    }
 
 
 def stored_lrs(store: str, run_id: str, groups: list[str], num_steps: int) -> list[list[float]]:
@@ -79,7 +91,10 @@ def stored_lrs(store: str, run_id: str, groups: list[str], num_steps: int) -> li
     from mlflow import MlflowClient
 
     client = MlflowClient(store)
-    histories = [{m.step: m.value for m in client.get_metric_history(run_id, f"lr/{group}")} for group in groups]
+    histories = [
+        {m.step: m.value for m in client.get_metric_history(run_id, f"lr/{group}")}
+        for group in groups
+    ]
     return [[history[step] for history in histories] for step in range(num_steps)]
 
 
@@ -95,7 +110,9 @@ def main() -> None:
                 if name == "ReduceLROnPlateau" and interval == "step":
                     continue  # its metric is measured each epoch
                 rows.append(compare(name, interval, store))
-                print(f"{name:28s} by {interval:5s}  {rows[-1]['agree']} of {rows[-1]['lrs']} agree")
+                print(
+                    f"{name:28s} by {interval:5s}  {rows[-1]['agree']} of {rows[-1]['lrs']} agree"
+                )
     total, agree = sum(row["lrs"] for row in rows), sum(row["agree"] for row in rows)
     print(f"in all: {agree} of {total}")
     write_result("recorded_lrs", rows, total=total, agree=agree)

@@ -47,7 +47,9 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> P
     return path
 
 
-def interleave(arms: Mapping[str, Callable[[], float]], *, rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def interleave(
+    arms: Mapping[str, Callable[[], float]], *, rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """Run every arm once a round, in an order that turns, so that a noisy neighbour hits all of them alike.
 
     Args:

@@ -3,7 +3,8 @@
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`; this fills it in:
 
     python -m benchmarks.tables            # write
-    python -m benchmarks.tables --check    # exit status 1 where a table is not what its result file says
+    python -m benchmarks.tables --check    # exit status 1 where a table is not what its result
+    file says
 """
 
 from __future__ import annotations
@@ -46,11 +47,21 @@ def house() -> str:
     for row in overhead["rows"][1:]:
         spread = f"[{row['quartile_1']:.3f}, {row['quartile_3']:.3f}]"
         rows.append(
-            [f"`{row['arm']}` / bare PyTorch loop, time per step", f"{row['ratio']:.3f} {spread}", f"<= {row['bar']}"]
+            [
+                f"`{row['arm']}` / bare PyTorch loop, time per step",
+                f"{row['ratio']:.3f} {spread}",
+                f"<= {row['bar']}",
+            ]
         )
     ours = imports["rows"][-1]
     spread = f"[{ours['quartile_1']:.3f}, {ours['quartile_3']:.3f}]"
-    rows.append(["`import lrfinder` / `import torch`", f"{ours['ratio']:.3f} {spread}", f"<= {imports['bar']}"])
+    rows.append(
+        [
+            "`import lrfinder` / `import torch`",
+            f"{ours['ratio']:.3f} {spread}",
+            f"<= {imports['bar']}",
+        ]
+    )
     rows.append(
         [
             f"recorded LR = used LR, over {len({r['scheduler'] for r in lrs['rows']})} schedulers",

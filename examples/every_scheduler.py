@@ -1,6 +1,7 @@
 """Any scheduler of torch from a spec: by epoch or by step, one for all groups or one for each.
 
-The schedulers are torch's own objects. `lr_table` reads the learning rates off a real one, without training.
+The schedulers are torch's own objects. `lr_table` reads the learning rates off a real one, without
+training.
 """
 
 import sys
@@ -37,10 +38,13 @@ def main(picture: str = "") -> None:
     print("torch has:", ", ".join(lrfinder.scheduler_names()))
     for title, spec in SPECS.items():
         table = lrfinder.lr_table(spec, BASE_LRS, num_steps=30)
-        shown = ", ".join(f"{group}: {lrs[0]:.2g} .. {lrs[-1]:.2g}" for group, lrs in table.items())
+        shown = ", ".join(
+            f"{group}: {lrs[0]:.2g} .. {lrs[-1]:.2g}" for group, lrs in table.items()
+        )
         print(f"{title:20s} {shown}")
 
-    # The same specs train: here stepped at each optimizer step, with a plateau schedule that sees the validation loss.
+    # The same specs train: here stepped at each optimizer step, with a plateau schedule that sees
+    # the validation loss.
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, 2))
     groups = lrfinder.param_groups(model, {"features": "0.*", "classifier": "2.*"}, lr=0.1)
@@ -52,7 +56,9 @@ def main(picture: str = "") -> None:
         optimizer = torch.optim.SGD(groups)
         lrfinder.set_learning_rate(optimizer, 0.1)
         loss_fn = lrfinder.supervised(nn.CrossEntropyLoss())
-        lrfinder.train(model, optimizer, loss_fn, loader, num_epochs=3, scheduler=spec, val_loader=loader)
+        lrfinder.train(
+            model, optimizer, loss_fn, loader, num_epochs=3, scheduler=spec, val_loader=loader
+        )
 
     if picture:
         axes = lrfinder.plot_lr_table(SPECS["warm-up + cosine"], BASE_LRS, num_steps=30)

@@ -1,6 +1,7 @@
 """Changing learning rates by hand while training: 0.01 from epoch 20 on, and a tenth for every group from 30 on.
 
-Only learning rates change: momentum buffers, weight decay and everything else in the optimizer stay as they are.
+Only learning rates change: momentum buffers, weight decay and everything else in the optimizer
+stay as they are.
 """
 
 import torch
@@ -12,7 +13,9 @@ import lrfinder
 def main() -> lrfinder.Trace:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 2))
-    groups = lrfinder.param_groups(model, {"body": "0.*", "head": {"params": "2.*", "lr": 0.2}}, lr=0.1)
+    groups = lrfinder.param_groups(
+        model, {"body": "0.*", "head": {"params": "2.*", "lr": 0.2}}, lr=0.1
+    )
     optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=5e-4)
     inputs = torch.randn(256, 20)
     loader = [(x, (x[:, 0] > 0).long()) for x in inputs.split(64)]

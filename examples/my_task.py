@@ -19,7 +19,9 @@ def make_task(batch_size: int = 16) -> lrfinder.Task:
     inputs = (inputs - inputs.mean(0)) / inputs.std(0)
     targets = torch.tensor(wine.target)
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    train, val = (TensorDataset(inputs[part], targets[part]) for part in (order[:130], order[130:]))
+    train, val = (
+        TensorDataset(inputs[part], targets[part]) for part in (order[:130], order[130:])
+    )
     return lrfinder.Task(
         name="wine",
         make_model=lambda: nn.Sequential(nn.Linear(13, 32), nn.ReLU(), nn.Linear(32, 3)),

@@ -16,7 +16,9 @@ def main(picture: str = "") -> lrfinder.RangeTest:
     targets = torch.tensor(digits.target)
     dataset = torch.utils.data.TensorDataset(inputs, targets)
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, shuffle=True)
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
     groups = lrfinder.param_groups(model, {"body": ["0.*", "2.*"], "head": "4.*"})
     optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
     loss_fn = lrfinder.supervised(nn.CrossEntropyLoss())

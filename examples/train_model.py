@@ -1,7 +1,8 @@
 """A training function with a scheduler: the scheduler is stepped at each epoch's end.
 
-Each epoch prints the learning rate that it *used*. A loop that prints after `scheduler.step()` shows the next epoch's
-instead: with StepLR(step_size=10, gamma=0.1) epoch 10 would show 0.01 although it trained with 0.1.
+Each epoch prints the learning rate that it *used*. A loop that prints after `scheduler.step()`
+shows the next epoch's instead: with StepLR(step_size=10, gamma=0.1) epoch 10 would show 0.01
+although it trained with 0.1.
 """
 
 import torch
@@ -29,7 +30,9 @@ class SimpleModel(nn.Module):
 def train_model(model, optimizer, scheduler, train_loader, num_epochs):
     """Train with cross entropy; prints `Epoch [1/20], Learning Rate: 0.100000` and so on."""
     loss_fn = lrfinder.supervised(nn.CrossEntropyLoss())
-    return lrfinder.train(model, optimizer, loss_fn, train_loader, num_epochs=num_epochs, scheduler=scheduler)
+    return lrfinder.train(
+        model, optimizer, loss_fn, train_loader, num_epochs=num_epochs, scheduler=scheduler
+    )
 
 
 def main() -> lrfinder.Trace:

@@ -1,7 +1,7 @@
 """A CNN with two sub-networks, and a learning rate for each.
 
-`features` keeps what it knows (1e-5) while `classifier` learns (1e-2). The groups are named, so every tool that shows
-or records a learning rate can say whose it is.
+`features` keeps what it knows (1e-5) while `classifier` learns (1e-2). The groups are named, so
+every tool that shows or records a learning rate can say whose it is.
 """
 
 import torch
@@ -32,7 +32,10 @@ def main() -> torch.optim.Optimizer:
     model = Net()
     groups = lrfinder.param_groups(
         model,
-        {"features": "features.*", "classifier": {"params": "classifier.*", "lr": 1e-2, "weight_decay": 5e-4}},
+        {
+            "features": "features.*",
+            "classifier": {"params": "classifier.*", "lr": 1e-2, "weight_decay": 5e-4},
+        },
         lr=1e-5,  # the default of the groups that set none
     )
     optimizer = torch.optim.SGD(groups, momentum=0.9)

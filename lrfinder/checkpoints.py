@@ -1,7 +1,7 @@
 """Checkpoints: files that are whole or not there, and load without running code.
 
-A checkpoint is written to a temporary name beside its own, forced to the disk, and moved into place: whatever happens
-in between, the last good one remains.
+A checkpoint is written to a temporary name beside its own, forced to the disk, and moved into
+place: whatever happens in between, the last good one remains.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Write the state to the path, all or nothing.
 
     Raises:
-        CheckpointError: If it cannot be written (a full disk, no permission). The last good one remains.
+        CheckpointError: If it cannot be written (a full disk, no permission). The last good one
+            remains.
     """
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+        )
         with os.fdopen(handle, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
@@ -39,7 +42,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
         temporary = None
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-        kept = f"The last good checkpoint remains in {path}" if path.exists() else "There is none yet"
+        kept = (
+            f"The last good checkpoint remains in {path}" if path.exists() else "There is none yet"
+        )
         raise CheckpointError(
             f"The checkpoint {path} must be writable, but writing it failed: {error}. {kept}. "
             "Make room or give another path, and start the same call again: it goes on from there."
@@ -69,9 +74,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", state)
 
 
-def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, group_names: list[str]) -> dict[str, Any]:
+def fingerprint(
+    model: nn.Module, optimizer: torch.optim.Optimizer, group_names: list[str]
+) -> dict[str, Any]:
     """What must agree for a checkpoint to be of this training: names and shapes of the tensors, optimizer, groups."""
-    tensors = {name: list(tensor.shape) for name, tensor in model.state_dict().items() if torch.is_tensor(tensor)}
+    tensors = {
+        name: list(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if torch.is_tensor(tensor)
+    }
     return {"tensors": tensors, "optimizer": type(optimizer).__name__, "groups": list(group_names)}
 
 

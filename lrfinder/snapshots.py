@@ -1,7 +1,8 @@
 """Snapshots: put a model, its optimizer and the random state back, bit for bit.
 
-What a range test does between two lines of a training must leave no trace in it. Tensors are restored *in place*, so
-every reference that others hold (a scheduler, an EMA, a DDP wrapper) stays valid.
+What a range test does between two lines of a training must leave no trace in it. Tensors are
+restored *in place*, so every reference that others hold (a scheduler, an EMA, a DDP wrapper) stays
+valid.
 """
 
 from __future__ import annotations
@@ -29,10 +30,16 @@ def random_state() -> dict[str, Any]:
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "numpy": [
+            name,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
@@ -67,10 +74,12 @@ def loader_generators(loader: Any) -> list[torch.Generator]:
 class Snapshot:
     """A copy of all that training changes, which can be put back as often as wanted.
 
-    Kept: trainable parameters, all buffers (non-persistent ones too), gradients, `train()` flags, the optimizer's
-    state and the options of its groups, the scaler, the random states, and the generators of the loaders. Frozen
-    parameters are not copied: no optimizer step changes them. Attached schedulers need no copy, since nothing here
-    steps them; the flags and LRs that they keep on the optimizer are part of it.
+    Kept: trainable parameters, all buffers (non-persistent ones too), gradients, `train()` flags,
+        the optimizer's
+    state and the options of its groups, the scaler, the random states, and the generators of the
+    loaders. Frozen parameters are not copied: no optimizer step changes them. Attached schedulers
+    need no copy, since nothing here steps them; the flags and LRs that they keep on the optimizer
+    are part of it.
 
     Args:
         model: Any module.
@@ -78,7 +87,8 @@ class Snapshot:
         scaler: A gradient scaler that the training uses, if any.
         loaders: Loaders whose own generators must be put back.
 
-    Memory: one copy of the trainable parameters, buffers, gradients and optimizer state, where they are.
+    Memory: one copy of the trainable parameters, buffers, gradients and optimizer state, where
+        they are.
     """
 
     def __init__(
@@ -100,7 +110,9 @@ class Snapshot:
         if scaler is not None:
             self._restores.append(_keep_attributes(scaler))
         for loader in loaders:
-            self._restores.extend(_keep_generator(generator) for generator in loader_generators(loader))
+            self._restores.extend(
+                _keep_generator(generator) for generator in loader_generators(loader)
+            )
         self._random_state = random_state()
 
     def restore(self) -> None:
@@ -251,7 +263,9 @@ def _keep(value: Any) -> Callable[[], Any]:
             return value
 
         return sequence
-    if callable(value) or isinstance(value, (str, bytes, int, float, complex, bool, type(None), tuple)):
+    if callable(value) or isinstance(
+        value, (str, bytes, int, float, complex, bool, type(None), tuple)
+    ):
         return lambda: value
     frozen = copy.deepcopy(value)
     return lambda: copy.deepcopy(frozen)

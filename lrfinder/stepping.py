@@ -1,15 +1,15 @@
 """Stepping: one replica takes optimizer steps, one after the other. The plain engine and the readable reference.
 
-Any model, any `torch.optim.Optimizer`, any batch. `Replica.run` is the one loop of the toolkit: ramps, races,
-trainings and trials differ in their schedule and in what they do with the trace.
+Any model, any `torch.optim.Optimizer`, any batch. `Replica.run` is the one loop of the toolkit:
+ramps, races, trainings and trials differ in their schedule and in what they do with the trace.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, ContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ class Replica:
         options: Accumulation, clipping, autocast and scaler.
 
     Raises:
-        ValueError: If the optimizer has no parameters, two groups share a name or a parameter, an LR is negative or
-            not finite, or none of its parameters belongs to the model.
+        ValueError: If the optimizer has no parameters, two groups share a name or a parameter, an
+            LR is negative or not finite, or none of its parameters belongs to the model.
     """
 
     def __init__(
@@ -64,15 +64,17 @@ class Replica:
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimizer step on the mean gradient of the batches.
 
-        Law: g = (1/A) sum_a grad loss(model, batch_a), clipped to a 2-norm of `clip_norm`; one `optimizer.step()`.
+        Law: g = (1/A) sum_a grad loss(model, batch_a), clipped to a 2-norm of `clip_norm`; one
+        `optimizer.step()`.
 
         Returns:
-            The mean loss before the step, detached, a scalar on the model's device. Non-finite losses are returned
-            as they are.
+            The mean loss before the step, detached, a scalar on the model's device. Non-finite
+            losses are returned as they are.
         """
         scaler = self.options.scaler
         if self.needs_closure:
-            # The optimizer asks for the loss as often as it likes; the first answer is the loss before the step.
+            # The optimizer asks for the loss as often as it likes; the first answer is the loss
+            # before the step.
             losses: list[Tensor] = []
 
             def closure() -> Tensor:
@@ -107,18 +109,19 @@ class Replica:
     ) -> None:
         """Take steps until the batches end, `num_steps` are taken, or the loss is not finite. The loop.
 
-        A loss that is not finite sets the trace's status to "diverged"; on an accelerator it is seen up to
-        `lrfinder.traces.BLOCK` steps late, since losses are not waited for.
+        A loss that is not finite sets the trace's status to "diverged"; on an accelerator it is
+        seen up to `lrfinder.traces.BLOCK` steps late, since losses are not waited for.
 
         Args:
             batches: The last ones are used too where they are fewer than `accumulation`.
             trace: Rows are appended to it; its length is the number of the next step.
-            schedule: Sets the LRs before each step, or moves on after it; None leaves the LRs as they are.
+            schedule: Sets the LRs before each step, or moves on after it; None leaves the LRs as
+                they are.
             num_steps: The most steps to take here, >= 0; None for as many as there are batches.
-            on_step: Called after each step with its number and loss, while the optimizer still holds the LRs that
-                the step used.
-            should_stop: Called after each step with the trace; a reason in words ends the run with status
-                "stopped". It should look at `trace.settled_losses`, which costs no wait.
+            on_step: Called after each step with its number and loss, while the optimizer still
+                holds the LRs that the step used.
+            should_stop: Called after each step with the trace; a reason in words ends the run with
+                status "stopped". It should look at `trace.settled_losses`, which costs no wait.
         """
         for parts in _take(batches, self.options.accumulation, num_steps):
             step = len(trace)
@@ -152,7 +155,8 @@ class Replica:
                 self._checked_loss = True
             if share != 1.0:
                 loss = loss * share
-            (loss if self.options.scaler is None else self.options.scaler.scale(loss)).backward()
+            scaled: Any = loss if self.options.scaler is None else self.options.scaler.scale(loss)
+            scaled.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None  # `run` gives at least one batch
         return total
@@ -172,8 +176,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss and metrics over a loader, weighted by the number of samples of each batch.
 
-    Law: val/m = sum_b n_b m(model, batch_b) / sum_b n_b, in eval mode, without gradients. Every module's train/eval
-    flag is put back. Non-finite values stay non-finite. One wait for the device, at the end.
+    Law: val/m = sum_b n_b m(model, batch_b) / sum_b n_b, in eval mode, without gradients. Every
+    module's train/eval flag is put back. Non-finite values stay non-finite. One wait for the
+    device, at the end.
 
     Returns:
         `{"val/loss": ..., "val/<metric>": ...}`.
@@ -181,7 +186,10 @@ def evaluate(
     Raises:
         ValueError: If the loader is empty.
     """
-    functions: dict[str, Callable[[nn.Module, Batch], Tensor]] = {"loss": loss_fn, **(metrics or {})}
+    functions: dict[str, Callable[[nn.Module, Batch], Tensor]] = {
+        "loss": loss_fn,
+        **(metrics or {}),
+    }
     device = model_device(model)
     sums = {name: torch.zeros((), device=device) for name in functions}
     count = 0
@@ -217,12 +225,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def autocast(device: torch.device, dtype: torch.dtype | None) -> ContextManager[Any]:
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """`torch.autocast` for the device, or nothing where dtype is None."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-def _take(batches: Iterable[Batch], accumulation: int, num_steps: int | None) -> Iterator[list[Batch]]:
+def _take(
+    batches: Iterable[Batch], accumulation: int, num_steps: int | None
+) -> Iterator[list[Batch]]:
     """Lists of `accumulation` batches, `num_steps` of them at most; never draws a batch that it does not use."""
     iterator = iter(batches)
     taken = 0
@@ -253,7 +263,9 @@ def _check_same_model(model: nn.Module, parameters: Sequence[Tensor]) -> None:
 def _check_loss(loss: Any) -> None:
     """What goes wrong with a loss function, said before torch says it from deep inside."""
     if not isinstance(loss, Tensor):
-        raise TypeError(f"`loss_fn(model, batch)` must return a tensor, but got {type(loss).__name__}.")
+        raise TypeError(
+            f"`loss_fn(model, batch)` must return a tensor, but got {type(loss).__name__}."
+        )
     if loss.numel() != 1:
         raise ValueError(
             f"`loss_fn(model, batch)` must return a scalar, but got shape {tuple(loss.shape)}. "

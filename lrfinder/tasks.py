@@ -1,7 +1,7 @@
 """Tasks: what to train. The loss, the data, and how to make a model, its groups and its optimizer afresh.
 
-A range test needs a model, an optimizer, a loss and a loader. A search starts again and again, so it needs the recipe
-of these: a `Task`.
+A range test needs a model, an optimizer, a loss and a loader. A search starts again and again, so
+it needs the recipe of these: a `Task`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ LossFn = Callable[[nn.Module, Batch], Tensor]
 Loader = Iterable[Batch]
 LoaderOrMaker = Loader | Callable[[int], Loader]
 
-# Where a shipped task's function lives. An import string, since the rooms above may not be imported from here.
+# Where a shipped task's function lives. An import string, since the rooms above may not be
+# imported from here.
 SHIPPED = {
     "digits": "lrfinder.shipped:digits",
     "digits-finetune": "lrfinder.shipped:digits_finetune",
@@ -43,8 +44,10 @@ class StepOptions:
 
     Args:
         accumulation: Batches whose gradients are averaged into one optimizer step, >= 1.
-        clip_norm: Gradients are scaled so that their total 2-norm is at most this, > 0; None for no clipping.
-        autocast: dtype of `torch.autocast` for the forward pass (torch.bfloat16, torch.float16); None for none.
+        clip_norm: Gradients are scaled so that their total 2-norm is at most this, > 0; None for
+            no clipping.
+        autocast: dtype of `torch.autocast` for the forward pass (torch.bfloat16, torch.float16);
+            None for none.
         scaler: A `torch.amp.GradScaler` for float16 gradients; None for none.
     """
 
@@ -55,7 +58,9 @@ class StepOptions:
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:
-            raise ValueError(f"`accumulation >= 1` must hold, but got accumulation={self.accumulation}.")
+            raise ValueError(
+                f"`accumulation >= 1` must hold, but got accumulation={self.accumulation}."
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
                 f"`clip_norm > 0` must hold, but got clip_norm={self.clip_norm}. Use None for no clipping."
@@ -78,13 +83,15 @@ class Task:
 
     Args:
         name: A short name, for records.
-        make_model: Makes a new model; called after the random states are seeded, so a seed fixes its weights.
+        make_model: Makes a new model; called after the random states are seeded, so a seed fixes
+            its weights.
         groups: The spec of `lrfinder.param_groups`.
         make_optimizer: Takes the list of param groups and makes a `torch.optim.Optimizer` of them.
         loss_fn: `loss_fn(model, batch)` -> scalar tensor.
         train_loader: An iterable of batches, or a function `(seed) -> iterable`.
         val_loader: As `train_loader`, of the batches to evaluate on; None for no evaluation.
-        metrics: Name -> function `(model, batch)` -> scalar, averaged over samples; higher or lower as you like.
+        metrics: Name -> function `(model, batch)` -> scalar, averaged over samples; higher or
+            lower as you like.
         num_epochs: Passes over the training data of a usual training, >= 1.
         options: How one optimizer step is taken.
         description: One line on the data and the model, for reports.
@@ -104,7 +111,9 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.num_epochs < 1:
-            raise ValueError(f"`num_epochs >= 1` must hold for task {self.name!r}, but got {self.num_epochs}.")
+            raise ValueError(
+                f"`num_epochs >= 1` must hold for task {self.name!r}, but got {self.num_epochs}."
+            )
 
     def start(self, seed: int, *, device: str | torch.device = "auto") -> Started:
         """Make model, optimizer and loaders afresh. The same seed on the same device gives the same training.
@@ -114,8 +123,8 @@ class Task:
             device: "auto" (CUDA, then MPS, then CPU) or anything that `torch.device` takes.
 
         Raises:
-            ValueError: If a group pattern matches nothing, a trainable parameter is in no group, or the optimizer
-                does not hold the groups that it was given.
+            ValueError: If a group pattern matches nothing, a trainable parameter is in no group,
+                or the optimizer does not hold the groups that it was given.
         """
         place = resolve_device(device)
         seed_everything(seed)
@@ -129,13 +138,19 @@ class Task:
                 f"({', '.join(self.groups)}), but its optimizer holds {held}."
             )
         train_loader = _make_loader(self.train_loader, seed, place)
-        val_loader = None if self.val_loader is None else _make_loader(self.val_loader, seed, place)
-        return Started(model=model, optimizer=optimizer, train_loader=train_loader, val_loader=val_loader)
+        val_loader = (
+            None if self.val_loader is None else _make_loader(self.val_loader, seed, place)
+        )
+        return Started(
+            model=model, optimizer=optimizer, train_loader=train_loader, val_loader=val_loader
+        )
 
 
 def _make_loader(loader: LoaderOrMaker, seed: int, device: torch.device) -> Loader:
-    made: Any = loader(seed) if callable(loader) and not hasattr(loader, "__iter__") else loader
-    # A loader whose data are resident tensors goes to the device as a whole; a DataLoader has no `to`.
+    # A loader may be callable too; what can be iterated is one.
+    made: Any = loader if isinstance(loader, Iterable) else loader(seed)
+    # A loader whose data are resident tensors goes to the device as a whole; a DataLoader has no
+    # `to`.
     if hasattr(made, "to"):
         made = made.to(device)
     generator = getattr(made, "generator", None)
@@ -148,8 +163,8 @@ class supervised:  # noqa: N801 - reads as a function: loss_fn = supervised(nn.C
     """The loss of `(inputs, targets)` batches: criterion(model(inputs), targets).
 
     Args:
-        criterion: Takes outputs and targets and returns a scalar, as `nn.CrossEntropyLoss()` does (a mean over the
-            samples of the batch).
+        criterion: Takes outputs and targets and returns a scalar, as `nn.CrossEntropyLoss()` does
+            (a mean over the samples of the batch).
 
     Example:
         >>> loss_fn = supervised(nn.MSELoss())
@@ -178,7 +193,8 @@ def accuracy(model: nn.Module, batch: Batch) -> Tensor:
         batch: `(inputs, targets)`, targets of shape (N,) with class indices.
     """
     inputs, targets = _pair(batch)
-    return (model(inputs).argmax(dim=1) == targets).float().mean()
+    correct: Tensor = model(inputs).argmax(dim=1) == targets
+    return correct.float().mean()
 
 
 def _pair(batch: Batch) -> tuple[Any, Any]:
@@ -190,7 +206,8 @@ def _pair(batch: Batch) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-# -- devices, seeds and batches -----------------------------------------------------------------------------------
+# -- devices, seeds and batches
+# -----------------------------------------------------------------------------------
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -206,10 +223,14 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"`device` must be 'auto' or a device of torch, but got {device!r}.") from error
+        raise ValueError(
+            f"`device` must be 'auto' or a device of torch, but got {device!r}."
+        ) from error
     available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if not available.get(place.type, lambda: True)():
-        raise ValueError(f"`device` must be there, but torch sees no {place.type}. Use 'auto' or 'cpu'.")
+        raise ValueError(
+            f"`device` must be there, but torch sees no {place.type}. Use 'auto' or 'cpu'."
+        )
     return place
 
 
@@ -230,8 +251,9 @@ def move_to(batch: Batch, device: torch.device) -> Batch:
         return type(batch)(*(move_to(part, device) for part in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(move_to(part, device) for part in batch)
-    if hasattr(batch, "to") and not isinstance(batch, type):
-        return batch.to(device)
+    to = getattr(batch, "to", None)
+    if callable(to) and not isinstance(batch, type):
+        return to(device)
     if isinstance(batch, Mapping):
         return {key: move_to(part, device) for key, part in batch.items()}
     return batch
@@ -257,16 +279,17 @@ def batch_size(batch: Batch) -> int:
     return 1
 
 
-# -- tasks by name ------------------------------------------------------------------------------------------------
+# -- tasks by name
+# ------------------------------------------------------------------------------------------------
 
 
 def load_task(name: str, **options: Any) -> Task:
     """The task of a name, for command lines.
 
     Args:
-        name: A shipped task (`digits`, `digits-finetune`, `cifar10`, `cifar10-resnet`), or `module:function`, or
-            `file.py:function` of your own: a function that returns a `Task`. Modules are found from the current
-            directory too.
+        name: A shipped task (`digits`, `digits-finetune`, `cifar10`, `cifar10-resnet`), or
+            `module:function`, or `file.py:function` of your own: a function that returns a `Task`.
+            Modules are found from the current directory too.
         options: Passed on to that function; None means not given.
 
     Raises:
@@ -280,10 +303,14 @@ def load_task(name: str, **options: Any) -> Task:
     unknown = [key for key in given if key not in accepted and not takes_all]
     if unknown:
         takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no options"
-        raise ValueError(f"Task {name!r} must take the option `{unknown[0]}` for it to be given, but {takes}.")
+        raise ValueError(
+            f"Task {name!r} must take the option `{unknown[0]}` for it to be given, but {takes}."
+        )
     task = function(**given)
     if not isinstance(task, Task):
-        raise TypeError(f"The function of task {name!r} must return a Task, but got {type(task).__name__}.")
+        raise TypeError(
+            f"The function of task {name!r} must return a Task, but got {type(task).__name__}."
+        )
     return task
 
 
@@ -307,7 +334,8 @@ def _find_function(target: str, name: str) -> Callable[..., Any]:
 
 def _load_module(place: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        # A console script does not have the current directory on its path, `python -m` does: make them agree.
+        # A console script does not have the current directory on its path, `python -m` does: make
+        # them agree.
         sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(place)
@@ -322,12 +350,16 @@ def _load_module(place: str) -> ModuleType:
 
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ValueError(f"`task` must name a file that exists, but there is no file {str(path)!r}.")
+        raise ValueError(
+            f"`task` must name a file that exists, but there is no file {str(path)!r}."
+        )
     # A name of its own: a user's `json.py` must not take the place of the real one.
     name = f"lrfinder_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"`task` must name a Python file, but {str(path)!r} cannot be loaded as one.")
+        raise ValueError(
+            f"`task` must name a Python file, but {str(path)!r} cannot be loaded as one."
+        )
     module = importlib.util.module_from_spec(spec)
     # Registered before it runs, so that pickling and dataclasses inside it find their module.
     sys.modules[name] = module

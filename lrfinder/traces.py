@@ -1,7 +1,7 @@
 """Traces: what happened to one replica, step by step.
 
-A trace is the one record of the toolkit: a ramp of a range test, a candidate of a race, a training run and a trial
-of a search each leave one, so plotting, tracking and comparing are written once.
+A trace is the one record of the toolkit: a ramp of a range test, a candidate of a race, a training
+run and a trial of a search each leave one, so plotting, tracking and comparing are written once.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 Status = Literal["running", "completed", "diverged", "stopped", "pruned", "interrupted", "failed"]
 STATUSES: tuple[str, ...] = get_args(Status)
 
-# Losses on an accelerator come to the CPU once per block: a copy per step would drain the device's queue each time.
+# Losses on an accelerator come to the CPU once per block: a copy per step would drain the device's
+# queue each time.
 BLOCK = 64
 
 
 class Trace:
     """LR of each group, loss and metrics at each optimizer step of one replica.
 
-    Law: row s holds the LRs that optimizer update s used and the loss that its gradient was taken of, so the loss
-    of row s was measured *before* update s.
+    Law: row s holds the LRs that optimizer update s used and the loss that its gradient was taken
+    of, so the loss of row s was measured *before* update s.
 
     Args:
-        group_names: Names of the param groups, in the optimizer's order; at least one, all different.
+        group_names: Names of the param groups, in the optimizer's order; at least one, all
+            different.
         name: What the trace shows, for tables and legends.
 
     Non-finite losses are kept as they are; the first one is `diverged_at`.
@@ -61,13 +63,15 @@ class Trace:
         self._metrics: dict[str, tuple[list[int], list[float]]] = {}
         self._diverged_at: int | None = None
 
-    # -- writing ------------------------------------------------------------------------------------------------
+    # -- writing
+    # ------------------------------------------------------------------------------------------------
 
     def append(self, lrs: Sequence[float | Tensor], loss: Tensor | float) -> None:
         """Add one step. Never waits for an accelerator: a loss there is moved to the CPU with its block.
 
         Args:
-            lrs: The LR that each group's update used, in the order of `group_names`; a tensor LR is copied.
+            lrs: The LR that each group's update used, in the order of `group_names`; a tensor LR
+                is copied.
             loss: Scalar loss in the unit of `loss_fn`, detached.
         """
         if len(lrs) != len(self.group_names):
@@ -106,10 +110,13 @@ class Trace:
     def _settle(self) -> None:
         if self._pending:
             pending, self._pending = self._pending, []
-            for value in torch.stack([loss.reshape(()) for loss in pending]).cpu().double().tolist():
+            for value in (
+                torch.stack([loss.reshape(()) for loss in pending]).cpu().double().tolist()
+            ):
                 self._add_loss(value)
 
-    # -- reading ------------------------------------------------------------------------------------------------
+    # -- reading
+    # ------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         """Number of optimizer steps taken."""
@@ -179,7 +186,8 @@ class Trace:
         label = f"{self.name!r}, " if self.name else ""
         return f"Trace({label}groups={list(self.group_names)}, steps={len(self)}, status={self.status!r})"
 
-    # -- JSON ---------------------------------------------------------------------------------------------------
+    # -- JSON
+    # ---------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy from which `from_dict` makes an equal trace, bit for bit; non-finite values as text."""

@@ -48,7 +48,9 @@ class StopTraining(Exception):  # noqa: N818 - a request, as StopIteration is on
         status: The status of the trace: "stopped" or "pruned".
     """
 
-    def __init__(self, message: str = "", *, status: Literal["stopped", "pruned"] = "stopped") -> None:
+    def __init__(
+        self, message: str = "", *, status: Literal["stopped", "pruned"] = "stopped"
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.status: Status = status
@@ -78,23 +80,29 @@ def train(
 ) -> Trace:
     """Train a model for a number of epochs, and return what happened.
 
-    Each epoch: one optimizer step for each `options.accumulation` batches, then evaluation, then the schedule moves
-    on (a schedule with `"interval": "step"` moves on after each step instead). A loss that is not finite ends the
-    training with status "diverged": a result, not an exception.
+    Each epoch: one optimizer step for each `options.accumulation` batches, then evaluation, then
+    the schedule moves on (a schedule with `"interval": "step"` moves on after each step instead).
+    A loss that is not finite ends the training with status "diverged": a result, not an exception.
 
     Args:
-        model: Any module. One in eval mode is put in train mode; the flags of a model that is in train mode are left
-            as they are, so that a BatchNorm which its owner froze stays frozen.
+        model: Any module. One in eval mode is put in train mode; the flags of a model that is in
+            train mode are left as they are, so that a BatchNorm which its owner froze stays
+            frozen.
         optimizer: Any torch optimizer of its parameters.
         loss_fn: `loss_fn(model, batch)` -> scalar tensor.
-        loader: An iterable of batches, iterated anew each epoch. Tensors are moved to the optimizer's device.
+        loader: An iterable of batches, iterated anew each epoch. Tensors are moved to the
+            optimizer's device.
         num_epochs: >= 1.
-        scheduler: A spec of `lrfinder.build_scheduler`, or a torch scheduler of this optimizer (moved on each epoch).
+        scheduler: A spec of `lrfinder.build_scheduler`, or a torch scheduler of this optimizer
+            (moved on each epoch).
         val_loader: Batches to evaluate on after each epoch.
-        metrics: Name -> function `(model, batch)` -> scalar; recorded as `val/<name>`, averaged over samples.
-        recorder: Gets `train/loss` and `lr/<group>` at every step, and what was evaluated at each epoch's end.
-        checkpoint: A file. It is written after each epoch, and `<stem>.best<suffix>` beside it where `monitor` is at
-            its best. If it exists, the training goes on from it and ends with the weights that it would have had.
+        metrics: Name -> function `(model, batch)` -> scalar; recorded as `val/<name>`, averaged
+            over samples.
+        recorder: Gets `train/loss` and `lr/<group>` at every step, and what was evaluated at each
+            epoch's end.
+        checkpoint: A file. It is written after each epoch, and `<stem>.best<suffix>` beside it
+            where `monitor` is at its best. If it exists, the training goes on from it and ends
+            with the weights that it would have had.
         checkpoint_every: Also write it after each so many steps, >= 1.
         monitor: The evaluated value that decides what is best, and that ReduceLROnPlateau sees.
         direction: Whether `monitor` is better low or high.
@@ -102,25 +110,30 @@ def train(
         options: Accumulation, clipping, autocast, scaler.
         seed: Seeds python, numpy and torch before the first step of a training that starts anew.
         on_step: Called after each step with its number and loss.
-        on_epoch: Called after each epoch with its number (0-based), what was evaluated, and the trace. It may raise
-            `StopTraining`.
+        on_epoch: Called after each epoch with its number (0-based), what was evaluated, and the
+            trace. It may raise `StopTraining`.
         verbose: Print one line for each epoch, with the LR that this epoch began with.
 
     Returns:
-        The trace: losses and LRs of each step, `val/...` at the last step of each epoch, and a status
-        ("completed", "diverged", "stopped" or "pruned").
+        The trace: losses and LRs of each step, `val/...` at the last step of each epoch, and a
+        status ("completed", "diverged", "stopped" or "pruned").
 
     Raises:
-        ValueError: If an argument is out of its bounds, the loader is empty, or the schedule's spec is wrong.
+        ValueError: If an argument is out of its bounds, the loader is empty, or the schedule's
+            spec is wrong.
         CheckpointError: If the checkpoint cannot be written, or is of another model.
     """
-    _check_arguments(num_epochs, checkpoint_every, patience, direction, has_val=val_loader is not None)
+    _check_arguments(
+        num_epochs, checkpoint_every, patience, direction, has_val=val_loader is not None
+    )
     if checkpoint is None and checkpoint_every is not None:
         raise ValueError("`checkpoint_every` needs a `checkpoint` path, but got checkpoint=None.")
     replica = Replica(model, optimizer, loss_fn, options)
     driver = drive(optimizer, scheduler)
     if driver.needs_metric and val_loader is None:
-        raise ValueError("A ReduceLROnPlateau schedule needs a `val_loader`, but got val_loader=None.")
+        raise ValueError(
+            "A ReduceLROnPlateau schedule needs a `val_loader`, but got val_loader=None."
+        )
     if not model.training:
         model.train()
     run = _Run(replica, driver, loader, path=None if checkpoint is None else Path(checkpoint))
@@ -156,7 +169,8 @@ def train(
         trace.set_status(stop.status, stop.message)
     except BaseException as error:
         trace.set_status(
-            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}"
+            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+            f"{type(error).__name__}: {error}",
         )
         raise
     finally:
@@ -202,7 +216,8 @@ class _Run:
         rest = islice(iter(self.loader), self.skip, None)
         first = next(rest, None)
         assert self._random is not None
-        # Skipping drew random numbers (order, augmentation); what follows must draw those that came after.
+        # Skipping drew random numbers (order, augmentation); what follows must draw those that
+        # came after.
         self._set_random_states(self._random)
         self.skip = 0
         if first is not None:
@@ -212,7 +227,9 @@ class _Run:
     def is_best(self, value: float | None, direction: str) -> bool:
         if value is None:
             return False
-        better = self.best is None or (value < self.best if direction == "minimize" else value > self.best)
+        better = self.best is None or (
+            value < self.best if direction == "minimize" else value > self.best
+        )
         if better and math.isfinite(value):
             self.best, self.epochs_without_best = value, 0
             return True
@@ -271,7 +288,9 @@ class _Run:
         self._lrs, self._epoch_random = state["epoch_lrs"], state["epoch_random"]
         self.trace = Trace.from_dict(state["trace"])
         if self.trace.status in ("running", "completed"):
-            self.trace.set_status("running")  # a completed one goes on where `num_epochs` was raised
+            self.trace.set_status(
+                "running"
+            )  # a completed one goes on where `num_epochs` was raised
         self.skip = (len(self.trace) - self.epoch_start) * replica.options.accumulation
         self._random = state["random"]
         self._set_random_states(self._random)
@@ -294,9 +313,18 @@ def best_path(path: str | Path) -> Path:
 
 
 def _check_arguments(
-    num_epochs: int, checkpoint_every: int | None, patience: int | None, direction: str, *, has_val: bool
+    num_epochs: int,
+    checkpoint_every: int | None,
+    patience: int | None,
+    direction: str,
+    *,
+    has_val: bool,
 ) -> None:
-    for name, value in (("num_epochs", num_epochs), ("checkpoint_every", checkpoint_every), ("patience", patience)):
+    for name, value in (
+        ("num_epochs", num_epochs),
+        ("checkpoint_every", checkpoint_every),
+        ("patience", patience),
+    ):
         if value is not None and value < 1:
             raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
     if direction not in ("minimize", "maximize"):
@@ -311,7 +339,11 @@ def _run_epoch(run: _Run, after_step: OnStep | None, checkpoint_every: int | Non
     while True:
         before = len(trace)
         run.replica.run(
-            batches, trace=trace, schedule=run.driver, num_steps=checkpoint_every, on_step=after_step
+            batches,
+            trace=trace,
+            schedule=run.driver,
+            num_steps=checkpoint_every,
+            on_step=after_step,
         )
         taken = len(trace) - before
         if checkpoint_every is None or taken < checkpoint_every or trace.status != "running":
@@ -350,7 +382,9 @@ def _evaluate(
     values: dict[str, float] = {}
     if val_loader is not None:
         dtype = replica.options.autocast
-        values = evaluate(replica.model, replica.loss_fn, val_loader, metrics=metrics, autocast_dtype=dtype)
+        values = evaluate(
+            replica.model, replica.loss_fn, val_loader, metrics=metrics, autocast_dtype=dtype
+        )
     step = len(trace) - 1
     for name, value in values.items():
         trace.add_metric(name, step, value)
@@ -364,7 +398,9 @@ def _epoch_line(epoch: int, num_epochs: int, lrs: Mapping[str, float]) -> str:
     return f"Epoch [{epoch + 1}/{num_epochs}], Learning Rate: {', '.join(values)}"
 
 
-def _hparams(replica: Replica, driver: ScheduleDriver, num_epochs: int, seed: int | None) -> dict[str, Any]:
+def _hparams(
+    replica: Replica, driver: ScheduleDriver, num_epochs: int, seed: int | None
+) -> dict[str, Any]:
     options = replica.options
     return {
         "lrs": learning_rates(replica.optimizer),

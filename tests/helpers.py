@@ -39,7 +39,9 @@ class TinyNet(nn.Module):
 
     def __init__(self, *, dropout: float = 0.2) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout))
+        self.body = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout)
+        )
         self.head = nn.Linear(8, 3)
         self.register_buffer("calls", torch.zeros(()), persistent=False)
 
@@ -58,8 +60,12 @@ def tiny_data(samples: int = 24, *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0.5).long()
 
 
-def tiny_loader(*, shuffle: bool = True, generator: torch.Generator | None = None) -> DataLoader[Any]:
-    return DataLoader(TensorDataset(*tiny_data()), batch_size=8, shuffle=shuffle, generator=generator)
+def tiny_loader(
+    *, shuffle: bool = True, generator: torch.Generator | None = None
+) -> DataLoader[Any]:
+    return DataLoader(
+        TensorDataset(*tiny_data()), batch_size=8, shuffle=shuffle, generator=generator
+    )
 
 
 def tiny_optimizer(model: nn.Module, **options: Any) -> torch.optim.Optimizer:
@@ -79,5 +85,7 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+        return len(left) == len(right) and all(
+            same(a, b) for a, b in zip(left, right, strict=True)
+        )
     return bool(left == right)

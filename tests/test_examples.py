@@ -47,7 +47,8 @@ def test_learning_rates_by_hand(tmp_path: Path) -> None:
 def test_train_model_prints_the_lr_that_the_epoch_used(tmp_path: Path) -> None:
     lines = run("train_model.py", tmp_path).splitlines()
     assert lines == [
-        f"Epoch [{epoch}/20], Learning Rate: {0.1 if epoch <= 10 else 0.01:.6f}" for epoch in range(1, 21)
+        f"Epoch [{epoch}/20], Learning Rate: {0.1 if epoch <= 10 else 0.01:.6f}"
+        for epoch in range(1, 21)
     ]
 
 

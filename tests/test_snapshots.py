@@ -55,7 +55,10 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
             "gradients": {name: p.grad for name, p in model.named_parameters()},
             "flags": [module.training for module in model.modules()],
             "state": {names[id(p)]: value for p, value in optimizer.state.items()},
-            "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+            "groups": [
+                {k: v for k, v in group.items() if k != "params"}
+                for group in optimizer.param_groups
+            ],
             "random": random_state(),
         }
     )
@@ -87,7 +90,10 @@ def test_everything_is_put_back_bit_for_bit(kind: str, trained: bool, frozen: bo
     loader = tiny_loader(generator=torch.Generator().manual_seed(1))
     if trained:
         steps(model, optimizer, loader)
-    tensors = [*model.parameters(), *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))]
+    tensors = [
+        *model.parameters(),
+        *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)),
+    ]
     before, order = everything(model, optimizer), loader.generator.get_state()
     snapshot = Snapshot(model, optimizer, loaders=[loader])
     for _ in range(2):  # as often as wanted
@@ -96,13 +102,20 @@ def test_everything_is_put_back_bit_for_bit(kind: str, trained: bool, frozen: bo
         snapshot.restore()
         assert same(everything(model, optimizer), before)
         assert torch.equal(loader.generator.get_state(), order)
-    after = [*model.parameters(), *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))]
-    assert all(a is b for a, b in zip(tensors, after, strict=True)), "the objects must stay the same ones"
+    after = [
+        *model.parameters(),
+        *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)),
+    ]
+    assert all(a is b for a, b in zip(tensors, after, strict=True)), (
+        "the objects must stay the same ones"
+    )
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_training_goes_on_as_if_nothing_had_happened(kind: str, error: type[BaseException] | None) -> None:
+def test_training_goes_on_as_if_nothing_had_happened(
+    kind: str, error: type[BaseException] | None
+) -> None:
     def train(*, interrupted: bool) -> dict[str, Any]:
         model, optimizer = make(kind)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
@@ -153,7 +166,9 @@ def test_frozen_parameters_are_not_copied() -> None:
     seen: list[Tensor] = []
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if function is torch.ops.aten.clone.default:
                 seen.append(args[0])
             return function(*args, **(kwargs or {}))

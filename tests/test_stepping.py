@@ -45,13 +45,17 @@ def test_the_loop_equals_a_bare_torch_loop_bit_for_bit() -> None:
             twin_optimizer.step()
             losses.append(loss.item())
     assert trace.losses.tolist() == losses
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_each_group_really_steps_with_its_own_lr() -> None:
     model = Quadratic(features=2.0, classifier=0.5)
     groups = lrfinder.param_groups(
-        model, {"features": "x.features", "classifier": {"params": "x.classifier", "lr": 1e-2}}, lr=1e-5
+        model,
+        {"features": "x.features", "classifier": {"params": "x.classifier", "lr": 1e-2}},
+        lr=1e-5,
     )
     replica = Replica(model, torch.optim.SGD(groups), quadratic_loss)
     replica.step([None])
@@ -73,14 +77,21 @@ def test_sgd_diverges_exactly_past_two_over_the_curvature(curvature: float) -> N
 
 
 def test_accumulation_is_the_mean_gradient_of_the_batches() -> None:
-    inputs, targets = (part.double() if part.is_floating_point() else part for part in tiny_data(16))
+    inputs, targets = (
+        part.double() if part.is_floating_point() else part for part in tiny_data(16)
+    )
     results = []
-    for accumulation, batches in ((1, [(inputs, targets)]), (2, list(zip(inputs.split(8), targets.split(8), strict=True)))):
+    for accumulation, batches in (
+        (1, [(inputs, targets)]),
+        (2, list(zip(inputs.split(8), targets.split(8), strict=True))),
+    ):
         torch.manual_seed(0)
         model = nn.Linear(6, 3).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         trace = Trace(["group_0"])
-        Replica(model, optimizer, cross_entropy, StepOptions(accumulation=accumulation)).run(batches, trace=trace)
+        Replica(model, optimizer, cross_entropy, StepOptions(accumulation=accumulation)).run(
+            batches, trace=trace
+        )
         assert len(trace) == 1
         results.append((model.weight.detach(), trace.losses[0]))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=1e-12)
@@ -90,7 +101,9 @@ def test_accumulation_is_the_mean_gradient_of_the_batches() -> None:
 def test_last_batches_are_used_where_accumulation_does_not_divide() -> None:
     model = TinyNet()
     trace = Trace(["body", "head"])
-    Replica(model, tiny_optimizer(model), cross_entropy, StepOptions(accumulation=2)).run(tiny_loader(), trace=trace)
+    Replica(model, tiny_optimizer(model), cross_entropy, StepOptions(accumulation=2)).run(
+        tiny_loader(), trace=trace
+    )
     assert len(trace) == 2  # three batches
 
 
@@ -139,7 +152,9 @@ def test_dict_batches() -> None:
     inputs, targets = tiny_data()
     model = TinyNet()
     trace = Trace(["body", "head"])
-    Replica(model, tiny_optimizer(model), loss_fn).run([{"inputs": inputs, "labels": targets}], trace=trace)
+    Replica(model, tiny_optimizer(model), loss_fn).run(
+        [{"inputs": inputs, "labels": targets}], trace=trace
+    )
     assert len(trace) == 1
     assert evaluate(model, loss_fn, [{"inputs": inputs, "labels": targets}])["val/loss"] > 0
 
@@ -175,7 +190,9 @@ def test_stop_rule_gives_its_reason() -> None:
     model = Quadratic(a=1.0)
     trace = Trace(["group_0"])
     Replica(model, torch.optim.SGD(model.parameters(), lr=0.1), quadratic_loss).run(
-        forever(), trace=trace, should_stop=lambda t: "enough" if t.settled_losses[-1] < 1 else None
+        forever(),
+        trace=trace,
+        should_stop=lambda t: "enough" if t.settled_losses[-1] < 1 else None,
     )
     assert (trace.status, trace.message) == ("stopped", "enough")
     assert trace.losses[-1] < 1 <= trace.losses[-2]
@@ -196,8 +213,12 @@ def test_evaluate_weighs_batches_by_their_samples_and_restores_flags() -> None:
     model.eval()
     with torch.no_grad():
         outputs = model(inputs)
-    assert values["val/loss"] == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-6)
-    assert values["val/accuracy"] == pytest.approx((outputs.argmax(1) == targets).double().mean().item())
+    assert values["val/loss"] == pytest.approx(
+        nn.functional.cross_entropy(outputs, targets).item(), rel=1e-6
+    )
+    assert values["val/accuracy"] == pytest.approx(
+        (outputs.argmax(1) == targets).double().mean().item()
+    )
 
 
 def test_evaluate_restores_flags_after_an_error() -> None:
@@ -231,7 +252,9 @@ def _number(model: nn.Module, batch: Any) -> Any:
         (_number, TypeError, "must return a tensor, but got float"),
     ],
 )
-def test_bad_losses_are_refused_before_torch_sees_them(loss_fn: Any, kind: Any, message: str) -> None:
+def test_bad_losses_are_refused_before_torch_sees_them(
+    loss_fn: Any, kind: Any, message: str
+) -> None:
     model = TinyNet()
     with pytest.raises(kind, match=message):
         Replica(model, tiny_optimizer(model), loss_fn).step([tiny_data()])
@@ -261,7 +284,9 @@ def test_no_wait_for_the_device_between_blocks() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(BLOCK - 1):
-            trace.append([group["lr"] for group in replica.optimizer.param_groups], replica.step([batch]))
+            trace.append(
+                [group["lr"] for group in replica.optimizer.param_groups], replica.step([batch])
+            )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(trace) == 2 * BLOCK - 1

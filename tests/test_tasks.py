@@ -72,7 +72,9 @@ def test_optimizer_that_drops_the_groups_is_refused() -> None:
     def forgets(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for group in groups for p in group["params"]], lr=0.1)
 
-    with pytest.raises(ValueError, match=r"must pass on the groups that it is given \(body, head\)"):
+    with pytest.raises(
+        ValueError, match=r"must pass on the groups that it is given \(body, head\)"
+    ):
         tiny_task(make_optimizer=forgets).start(0, device="cpu")
 
 
@@ -103,15 +105,27 @@ def test_own_task_by_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("name", "options", "kind", "message"),
     [
-        ("digit", {}, ValueError, "must be one of digits, digits-finetune, cifar10, cifar10-resnet, or"),
+        (
+            "digit",
+            {},
+            ValueError,
+            "must be one of digits, digits-finetune, cifar10, cifar10-resnet, or",
+        ),
         ("nowhere.at_all:make", {}, ValueError, "there is no module 'nowhere.at_all'"),
         ("{file}:make", {}, ValueError, "Its functions: make_task, not_a_task"),
         ("{file}:not_a_task", {}, TypeError, "must return a Task, but got int"),
-        ("{file}:make_task", {"data": "x"}, ValueError, "must take the option `data`.*it takes width"),
+        (
+            "{file}:make_task",
+            {"data": "x"},
+            ValueError,
+            "must take the option `data`.*it takes width",
+        ),
         ("/no/such/file.py:make", {}, ValueError, "there is no file '/no/such/file.py'"),
     ],
 )
-def test_wrong_names_are_refused(name: str, options: Any, kind: Any, message: str, tmp_path: Path) -> None:
+def test_wrong_names_are_refused(
+    name: str, options: Any, kind: Any, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "mine.py"
     path.write_text(TASK_SOURCE)
     with pytest.raises(kind, match=message):
@@ -125,7 +139,7 @@ def test_an_import_error_inside_the_users_module_is_shown_as_it_is(tmp_path: Pat
         load_task(f"{path}:make_task")
 
 
-Pair = namedtuple("Pair", ["left", "right"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["left", "right"])
 
 
 class HasTo(dict[str, Any]):
@@ -151,7 +165,13 @@ def test_move_to_keeps_the_structure(batch: Any) -> None:
     def tensors(value: Any) -> list[torch.Tensor]:
         if isinstance(value, torch.Tensor):
             return [value]
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+        parts = (
+            value.values()
+            if isinstance(value, dict)
+            else value
+            if isinstance(value, (list, tuple))
+            else []
+        )
         return [tensor for part in parts for tensor in tensors(part)]
 
     found = tensors(moved)
@@ -163,20 +183,26 @@ def test_move_to_keeps_the_structure(batch: Any) -> None:
 def test_supervised_and_accuracy_want_pairs() -> None:
     with pytest.raises(TypeError, match=r"batches of the form \(inputs, targets\), but got dict"):
         cross_entropy(nn.Identity(), {"x": 1})
-    assert lrfinder.accuracy(nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 0]))).item() == pytest.approx(2 / 3)
+    assert lrfinder.accuracy(
+        nn.Identity(), (torch.eye(3), torch.tensor([0, 1, 0]))
+    ).item() == pytest.approx(2 / 3)
 
 
 def test_devices() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cuda", "mps", "cpu")
-    with pytest.raises(ValueError, match="`device` must be 'auto' or a device of torch, but got 'gpu'"):
+    with pytest.raises(
+        ValueError, match="`device` must be 'auto' or a device of torch, but got 'gpu'"
+    ):
         resolve_device("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="torch sees no cuda"):
             resolve_device("cuda:0")
 
 
-@pytest.mark.parametrize("options", [{"accumulation": 0}, {"clip_norm": 0.0}, {"clip_norm": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"accumulation": 0}, {"clip_norm": 0.0}, {"clip_norm": float("nan")}]
+)
 def test_step_options_are_checked(options: Any) -> None:
     with pytest.raises(ValueError, match="must hold"):
         StepOptions(**options)

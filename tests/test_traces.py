@@ -32,7 +32,8 @@ def test_tensor_lr_is_copied_when_recorded() -> None:
 
 
 def test_losses_on_an_accelerator_are_fetched_in_blocks_and_in_order() -> None:
-    # The meta device stands for one here: its losses would raise if a value were asked for at each step.
+    # The meta device stands for one here: its losses would raise if a value were asked for at each
+    # step.
     trace = Trace(["all"])
     for _ in range(BLOCK - 1):
         trace.append([0.1], torch.zeros((), device="meta"))
@@ -62,8 +63,13 @@ def test_frame_has_a_column_for_each_group_and_metric() -> None:
 floats = st.floats(allow_nan=True, allow_infinity=True)
 
 
-@given(rows=st.lists(st.tuples(floats, st.floats(0, 10), st.floats(0, 10)), max_size=20), values=st.lists(floats))
-def test_json_round_trip_is_exact(rows: list[tuple[float, float, float]], values: list[float]) -> None:
+@given(
+    rows=st.lists(st.tuples(floats, st.floats(0, 10), st.floats(0, 10)), max_size=20),
+    values=st.lists(floats),
+)
+def test_json_round_trip_is_exact(
+    rows: list[tuple[float, float, float]], values: list[float]
+) -> None:
     trace = Trace(["a", "b"], name="x")
     for loss, *lrs in rows:
         trace.append(lrs, loss)
@@ -74,7 +80,11 @@ def test_json_round_trip_is_exact(rows: list[tuple[float, float, float]], values
     again = Trace.from_dict(json.loads(text))
     assert json.dumps(again.to_dict()) == text
     assert again.losses.tobytes() == trace.losses.tobytes() or any(map(math.isnan, trace.losses))
-    assert (again.status, again.message, again.diverged_at) == ("stopped", "because", trace.diverged_at)
+    assert (again.status, again.message, again.diverged_at) == (
+        "stopped",
+        "because",
+        trace.diverged_at,
+    )
 
 
 def test_bad_input_is_refused() -> None:
@@ -82,7 +92,9 @@ def test_bad_input_is_refused() -> None:
         Trace([])
     with pytest.raises(ValueError, match="different names"):
         Trace(["a", "a"])
-    with pytest.raises(ValueError, match=r"One LR for each group must be given \(a, b\), but got 1\."):
+    with pytest.raises(
+        ValueError, match=r"One LR for each group must be given \(a, b\), but got 1\."
+    ):
         Trace(["a", "b"]).append([0.1], 1.0)
     with pytest.raises(ValueError, match="`status` must be one of"):
         Trace(["a"]).set_status("done")  # type: ignore[arg-type]

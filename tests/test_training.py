@@ -139,7 +139,13 @@ def test_a_torch_scheduler_is_stepped_each_epoch() -> None:
     model, optimizer = fresh()
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1)
     trace = train(
-        model, optimizer, cross_entropy, tiny_loader(), num_epochs=2, scheduler=scheduler, verbose=False
+        model,
+        optimizer,
+        cross_entropy,
+        tiny_loader(),
+        num_epochs=2,
+        scheduler=scheduler,
+        verbose=False,
     )
     assert trace.lrs["body"].tolist() == pytest.approx([0.1] * 3 + [0.01] * 3)
 
@@ -154,7 +160,13 @@ def test_lrs_may_be_changed_by_hand_while_training() -> None:
             lrfinder.scale_learning_rate(optimizer, 0.1)
 
     trace = train(
-        model, optimizer, cross_entropy, tiny_loader(), num_epochs=4, on_epoch=by_hand, verbose=False
+        model,
+        optimizer,
+        cross_entropy,
+        tiny_loader(),
+        num_epochs=4,
+        on_epoch=by_hand,
+        verbose=False,
     )
     assert trace.lrs["body"].tolist() == pytest.approx([0.1] * 6 + [0.01] * 3 + [0.001] * 3)
 
@@ -164,7 +176,13 @@ def test_frozen_batchnorm_stays_frozen_and_a_model_in_eval_mode_trains() -> None
     model.body[1].eval()
     mean = model.body[1].running_mean.clone()
     train(
-        model, optimizer, cross_entropy, tiny_loader(), num_epochs=1, val_loader=[tiny_data()], verbose=False
+        model,
+        optimizer,
+        cross_entropy,
+        tiny_loader(),
+        num_epochs=1,
+        val_loader=[tiny_data()],
+        verbose=False,
     )
     assert torch.equal(model.body[1].running_mean, mean)
     assert [module.training for module in model.body] == [True, False, True, True]
@@ -192,7 +210,14 @@ def test_early_stopping() -> None:
 
     model, optimizer = fresh()
     trace = train(
-        model, optimizer, loss_fn, tiny_loader(), num_epochs=6, val_loader=[tiny_data()], patience=2, verbose=False
+        model,
+        optimizer,
+        loss_fn,
+        tiny_loader(),
+        num_epochs=6,
+        val_loader=[tiny_data()],
+        patience=2,
+        verbose=False,
     )
     assert (trace.status, trace.message) == ("stopped", "val/loss was not better for 2 epochs.")
     assert trace.metrics["val/loss"][1].tolist() == [3.0, 2.0, 2.5, pytest.approx(2.4)]
@@ -205,7 +230,9 @@ def test_on_epoch_may_stop(status: Any) -> None:
             raise StopTraining("enough", status=status)
 
     model, optimizer = fresh()
-    trace = train(model, optimizer, cross_entropy, tiny_loader(), num_epochs=9, on_epoch=stop, verbose=False)
+    trace = train(
+        model, optimizer, cross_entropy, tiny_loader(), num_epochs=9, on_epoch=stop, verbose=False
+    )
     assert (trace.status, trace.message, len(trace)) == (status, "enough", 6)
 
 
@@ -222,7 +249,9 @@ class Recorder:
     def log_params(self, params: Any) -> None:
         self.params |= params
 
-    def log_step(self, step: int, loss: Any, optimizer: torch.optim.Optimizer, **metrics: Any) -> None:
+    def log_step(
+        self, step: int, loss: Any, optimizer: torch.optim.Optimizer, **metrics: Any
+    ) -> None:
         self.steps.append((step, float(loss), list(lrfinder.learning_rates(optimizer).values())))
 
     def log_metrics(self, step: int, metrics: Any) -> None:
@@ -279,13 +308,16 @@ def test_record_is_complete_after_an_exception(error: type[BaseException]) -> No
             verbose=False,
         )
     assert len(recorder.traces[0]) == 3
-    assert recorder.tags["lrfinder.status"] == ("interrupted" if error is KeyboardInterrupt else "failed")
+    assert recorder.tags["lrfinder.status"] == (
+        "interrupted" if error is KeyboardInterrupt else "failed"
+    )
 
 
-# -- checkpoints --------------------------------------------------------------------------------------------------
+# -- checkpoints
+# --------------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - what happens to a process
     pass
 
 
@@ -344,7 +376,9 @@ def test_killed_training_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_resume_in_the_middle_of_an_epoch_uses_each_batch_once(tmp_path: Path, accumulation: int) -> None:
+def test_resume_in_the_middle_of_an_epoch_uses_each_batch_once(
+    tmp_path: Path, accumulation: int
+) -> None:
     seen: list[float] = []
 
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
@@ -365,7 +399,9 @@ def test_resume_in_the_middle_of_an_epoch_uses_each_batch_once(tmp_path: Path, a
             loss_fn,
             loader,
             num_epochs=1,
-            checkpoint=tmp_path / f"{kill_at is None}.pt" if kill_at == -1 else tmp_path / "run.pt",
+            checkpoint=tmp_path / f"{kill_at is None}.pt"
+            if kill_at == -1
+            else tmp_path / "run.pt",
             checkpoint_every=1,
             options=StepOptions(accumulation=accumulation),
             seed=1,
@@ -388,7 +424,14 @@ def test_finished_training_is_not_trained_again_but_goes_on_to_more_epochs(tmp_p
     def run(num_epochs: int, path: Path | None = path) -> tuple[dict[str, Any], Trace]:
         model, optimizer = fresh()
         trace = train(
-            model, optimizer, cross_entropy, tiny_loader(), num_epochs=num_epochs, checkpoint=path, seed=1, verbose=False
+            model,
+            optimizer,
+            cross_entropy,
+            tiny_loader(),
+            num_epochs=num_epochs,
+            checkpoint=path,
+            seed=1,
+            verbose=False,
         )
         return full_state(model, optimizer), trace
 
@@ -431,9 +474,19 @@ def test_best_checkpoint_is_the_best_epoch(tmp_path: Path) -> None:
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     model, optimizer = fresh()
-    train(model, optimizer, cross_entropy, tiny_loader(), num_epochs=1, checkpoint=path, verbose=False)
+    train(
+        model,
+        optimizer,
+        cross_entropy,
+        tiny_loader(),
+        num_epochs=1,
+        checkpoint=path,
+        verbose=False,
+    )
     other = nn.Linear(6, 3)
-    with pytest.raises(CheckpointError, match=r"its groups is \['body', 'head'\], and this one's is \['group_0'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"its groups is \['body', 'head'\], and this one's is \['group_0'\]"
+    ):
         train(
             other,
             torch.optim.SGD(other.parameters(), lr=0.1),
@@ -443,8 +496,18 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
             checkpoint=path,
         )
     model.head = nn.Linear(8, 5)
-    with pytest.raises(CheckpointError, match=r"'head.weight' has shape \[3, 8\] there and has shape \[5, 8\] here"):
-        train(model, tiny_optimizer(model), cross_entropy, tiny_loader(), num_epochs=1, checkpoint=path)
+    with pytest.raises(
+        CheckpointError,
+        match=r"'head.weight' has shape \[3, 8\] there and has shape \[5, 8\] here",
+    ):
+        train(
+            model,
+            tiny_optimizer(model),
+            cross_entropy,
+            tiny_loader(),
+            num_epochs=1,
+            checkpoint=path,
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
@@ -486,12 +549,18 @@ except lrfinder.CheckpointError as error:
 def test_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert "must be writable, but writing it failed" in done.stdout
     assert f"The last good checkpoint remains in {path}" in done.stdout
     assert "epoch of the last good one: 2" in done.stdout
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt"], "no half-written file may stay"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.pt"], (
+        "no half-written file may stay"
+    )
 
 
 KILL_ME = """
@@ -504,14 +573,17 @@ model = TinyNet()
 optimizer = tiny_optimizer(model)
 lrfinder.train(
     model, optimizer, cross_entropy, tiny_loader(), num_epochs=int(sys.argv[3]), checkpoint=sys.argv[1],
-    checkpoint_every=1, seed=1, val_loader=[tiny_data()], on_step=lambda *_: time.sleep(float(sys.argv[2])), verbose=False,
+    checkpoint_every=1, seed=1, val_loader=[tiny_data()], verbose=False,
+    on_step=lambda *_: time.sleep(float(sys.argv[2])),
 )
 torch.save(model.state_dict(), sys.argv[1] + ".final")
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_kill_9_at_any_moment_then_the_same_call_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_then_the_same_call_ends_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
     def command(name: str, pause: float) -> list[str]:
         return [sys.executable, "-c", KILL_ME, str(tmp_path / name), str(pause), "30"]
 
@@ -533,7 +605,8 @@ def test_kill_9_at_any_moment_then_the_same_call_ends_with_the_same_weights(tmp_
     )
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------
+# -- bad input
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -552,10 +625,18 @@ def test_kill_9_at_any_moment_then_the_same_call_ends_with_the_same_weights(tmp_
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     model, optimizer = fresh()
     with pytest.raises(ValueError, match=message):
-        train(model, optimizer, cross_entropy, tiny_loader(), **({"num_epochs": 1, "verbose": False} | options))
+        train(
+            model,
+            optimizer,
+            cross_entropy,
+            tiny_loader(),
+            **({"num_epochs": 1, "verbose": False} | options),
+        )
 
 
 def test_empty_loader() -> None:
     model, optimizer = fresh()
-    with pytest.raises(ValueError, match="The loader must give at least one batch, but it is empty"):
+    with pytest.raises(
+        ValueError, match="The loader must give at least one batch, but it is empty"
+    ):
         train(model, optimizer, cross_entropy, [], num_epochs=1, verbose=False)
