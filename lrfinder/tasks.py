@@ -226,8 +226,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         raise ValueError(
             f"`device` must be 'auto' or a device of torch, but got {device!r}."
         ) from error
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if not available.get(place.type, lambda: True)():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(place.type, True):
         raise ValueError(
             f"`device` must be there, but torch sees no {place.type}. Use 'auto' or 'cpu'."
         )
@@ -251,9 +251,8 @@ def move_to(batch: Batch, device: torch.device) -> Batch:
         return type(batch)(*(move_to(part, device) for part in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(move_to(part, device) for part in batch)
-    to = getattr(batch, "to", None)
-    if callable(to) and not isinstance(batch, type):
-        return to(device)
+    if hasattr(batch, "to") and not isinstance(batch, type):
+        return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: move_to(part, device) for key, part in batch.items()}
     return batch
