@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -153,24 +153,30 @@ def was_begun(study: optuna.Study) -> bool:
     return False
 
 
-def check_same_search(
-    study: optuna.Study,
-    settings: Mapping[str, Any],
-    space: Space | None,
-    *,
-    groups: list[str],
-    schedule: str,
-    num_epochs: int,
-) -> Space:
+def begin_study(
+    study: optuna.Study, note: Mapping[str, Any], starts: Iterable[Mapping[str, float]]
+) -> None:
+    """Note what the study searches, and put its first trials in the queue.
+
+    The note comes last: a process that is killed in between leaves a study that was not begun, and
+    the next one puts the same trials in the queue, which holds each once.
+    """
+    for params in starts:
+        study.enqueue_trial(dict(params), skip_if_exists=True)
+    study.set_user_attr(SPACE_KEY, dict(note))
+
+
+def check_same_search(study: optuna.Study, here: Mapping[str, Any]) -> Space:
     """The study's own space.
 
+    Args:
+        study: One that was begun.
+        here: What this call searches, as far as it says so; it must be what the study notes.
+
     Raises:
-        ValueError: If this call searches another; it shows the differences.
+        ValueError: If this call searches something else; it shows the differences.
     """
     there: dict[str, Any] = study.user_attrs[SPACE_KEY]
-    here = {**settings, "group_names": groups, "schedule": schedule, "num_epochs": num_epochs}
-    if space is not None:
-        here |= space.to_dict()
     differences = [
         f"{key} is {there.get(key)!r} there and {value!r} here"
         for key, value in here.items()
