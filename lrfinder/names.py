@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from torch import Tensor
@@ -123,28 +122,3 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     return value
-
-
-def with_suffix(name: str, *suffixes: str) -> str:
-    """The name, with the first suffix added if it has none of them.
-
-    Example:
-        >>> with_suffix("trial.0", ".png", ".svg"), with_suffix("lr.svg", ".png", ".svg")
-        ('trial.0.png', 'lr.svg')
-    """
-    return name if name.endswith(suffixes) else name + suffixes[0]
-
-
-def check_artifact_name(name: str) -> str:
-    """The path of an artifact below its run.
-
-    Raises:
-        ValueError: If it is not a plain relative path.
-    """
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or path.as_posix() != name:
-        raise ValueError(
-            "The name of an artifact must be a relative path without '..', as 'plots/lr.png', "
-            f"but got {name!r}."
-        )
-    return name

@@ -7,29 +7,24 @@ client with explicit run ids and never its global active run, since many runs ar
 from __future__ import annotations
 
 import atexit
-import io
-import json
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from lrfinder.artifacts import check_artifact_name, figure_artifact, json_artifact, trace_artifacts
 from lrfinder.groups import group_names
 from lrfinder.names import (
     MAX_PARAM,
     Names,
     as_text,
     as_texts,
-    check_artifact_name,
     cut,
     flatten,
-    jsonable,
-    with_suffix,
 )
 from lrfinder.outboxes import MAX_STEP, Outbox, checked_step, scalar_now
 from lrfinder.recorders import NullRecorder, Recorder, RunStatus
@@ -237,19 +232,15 @@ class MlflowRecorder:
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Keep a matplotlib figure, drawn now, in the format of the name's suffix (`.png`)."""
-        name = with_suffix(name, ".png", ".svg", ".pdf", ".jpg")
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=PurePosixPath(name).suffix[1:], bbox_inches="tight")
-        self._put_artifact(name, buffer.getvalue())
+        self._put("artifacts", figure_artifact(figure, name))
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact of just this name."""
-        self._put_artifact(name, text.encode())
+        self._put("artifacts", {check_artifact_name(name): text.encode()})
 
     def log_dict(self, value: Any, name: str) -> None:
         """Keep a JSON-able value as an artifact; non-finite numbers as text, as 'nan'."""
-        text = json.dumps(jsonable(value), indent=1, allow_nan=False, ensure_ascii=False)
-        self._put_artifact(with_suffix(name, ".json"), text.encode())
+        self._put("artifacts", json_artifact(value, name))
 
     def log_trace(self, trace: Trace, name: str | None = None) -> None:
         """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
@@ -257,27 +248,8 @@ class MlflowRecorder:
         Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, and `traces/<name>.json` its
         status in short.
         """
-        name = check_artifact_name(f"traces/{name or trace.name or 'trace'}")
-        buffer = io.BytesIO()
-        trace.to_frame().to_parquet(buffer, index=False)
-        self._put_artifact(f"{name}.parquet", buffer.getvalue())
-        losses = trace.losses
-        summary = {
-            "name": trace.name,
-            "groups": list(trace.group_names),
-            "steps": len(trace),
-            "status": trace.status,
-            "message": trace.message,
-            "diverged_at": trace.diverged_at,
-            "last": {
-                "train/loss": float(losses[-1]) if len(losses) else None,
-                **{metric: trace.last(metric) for metric in trace.metrics},
-            },
-        }
-        self.log_dict(summary, f"{name}.json")
-
-    def _put_artifact(self, name: str, data: bytes) -> None:
-        self._put("artifacts", {check_artifact_name(name): data})
+        name = name or trace.name or "trace"
+        self._put("artifacts", trace_artifacts(trace, f"traces/{name}"))
 
     def _put(self, field: str, values: dict[str, Any]) -> None:
         if self._closed:
