@@ -23,6 +23,15 @@ def test_python_env_lists_the_dependencies() -> None:
     assert environment == {"dependencies": PYPROJECT["project"]["dependencies"]}
 
 
+def test_no_room_is_open_to_the_commands() -> None:
+    contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
+    (public_names,) = [contract for contract in contracts if contract["id"] == "public-names"]
+    rooms = [path.stem for path in (ROOT / "lrfinder").glob("*.py") if path.stem[0] != "_"]
+    assert sorted(public_names["forbidden_modules"]) == sorted(
+        f"lrfinder.{room}" for room in rooms
+    )
+
+
 def test_version_is_one() -> None:
     import lrfinder
 
