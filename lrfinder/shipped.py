@@ -51,6 +51,7 @@ def digits() -> Task:
         val_loader=TensorLoader(*val, batch_size=1000),
         metrics={"accuracy": accuracy},
         num_epochs=12,
+        threads=1,
         description=f"MLP 64-128-128-10 on {len(train[0])} of scikit-learn's 8 x 8 digits",
     )
 
@@ -81,6 +82,7 @@ def digits_finetune() -> Task:
         val_loader=TensorLoader(*val, batch_size=1000),
         metrics={"accuracy": accuracy},
         num_epochs=10,
+        threads=1,
         description=f"CNN of the digits 0-4, a new head for 5-9, on {len(train[0])} images",
     )
 

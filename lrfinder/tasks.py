@@ -94,6 +94,9 @@ class Task:
             lower as you like.
         num_epochs: Passes over the training data of a usual training, >= 1.
         options: How one optimizer step is taken.
+        threads: CPU threads that torch should use, >= 1; None leaves torch's own number. The
+            command line sets it. A tiny model trains fastest on one, above all where others use
+            the machine too.
         description: One line on the data and the model, for reports.
     """
 
@@ -107,9 +110,14 @@ class Task:
     metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] = field(default_factory=dict)
     num_epochs: int = 10
     options: StepOptions = StepOptions()
+    threads: int | None = None
     description: str = ""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(
+                f"`threads >= 1` must hold for task {self.name!r}, but got {self.threads}."
+            )
         if self.num_epochs < 1:
             raise ValueError(
                 f"`num_epochs >= 1` must hold for task {self.name!r}, but got {self.num_epochs}."

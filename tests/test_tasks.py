@@ -78,9 +78,10 @@ def test_optimizer_that_drops_the_groups_is_refused() -> None:
         tiny_task(make_optimizer=forgets).start(0, device="cpu")
 
 
-def test_num_epochs_is_checked() -> None:
-    with pytest.raises(ValueError, match="`num_epochs >= 1` must hold for task 'tiny', but got 0"):
-        tiny_task(num_epochs=0)
+@pytest.mark.parametrize("field", ["num_epochs", "threads"])
+def test_counts_are_checked(field: str) -> None:
+    with pytest.raises(ValueError, match=f"`{field} >= 1` must hold for task 'tiny', but got 0"):
+        tiny_task(**{field: 0})
 
 
 def test_own_task_by_file(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Annotated, Any
 
+import torch
 import typer
 
 import lrfinder
@@ -37,8 +38,11 @@ SearchedSchedule = Annotated[
 
 
 def load(task: str, data: str | None) -> lrfinder.Task:
-    """The task of that name."""
-    return lrfinder.load_task(task, data=data)
+    """The task of that name; from now on torch uses as many CPU threads as it wants."""
+    made = lrfinder.load_task(task, data=data)
+    if made.threads is not None:
+        torch.set_num_threads(made.threads)
+    return made
 
 
 def read_lrs(text: str | None) -> float | dict[str, float] | None:
