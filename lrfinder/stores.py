@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 REACH_TIMEOUT = 5.0  # seconds until a server must have answered
-LOCK_TIMEOUT = 120.0  # seconds that another process may take to make the tables of a fresh database
+LOCK_TIMEOUT = 120.0  # seconds for another process to make the tables of a fresh database
 
 
 class RecordError(RuntimeError):
