@@ -38,10 +38,20 @@ _LAZY: dict[str, str] = {
     "Measure": "lrfinder.arms",
     "Comparison": "lrfinder.comparing",
     "compare": "lrfinder.comparing",
+    "CropAndFlip": "lrfinder.datasets",
+    "Standardize": "lrfinder.datasets",
+    "TensorLoader": "lrfinder.datasets",
     "EnvironmentLinkError": "lrfinder.environments",
     "given_options": "lrfinder.environments",
     "link_environment": "lrfinder.environments",
     "arms_figure": "lrfinder.figures",
+    "ImageData": "lrfinder.images",
+    "image_folder": "lrfinder.images",
+    "Net": "lrfinder.networks",
+    "SimpleModel": "lrfinder.networks",
+    "plot_lr_table": "lrfinder.plotting",
+    "plot_range_test": "lrfinder.plotting",
+    "plot_traces": "lrfinder.plotting",
     "RangeTest": "lrfinder.ranging",
     "range_test": "lrfinder.ranging",
     "NullRecorder": "lrfinder.recorders",
@@ -53,6 +63,10 @@ _LAZY: dict[str, str] = {
     "best_hparams": "lrfinder.searching",
     "search": "lrfinder.searching",
     "RecordError": "lrfinder.stores",
+    "Bracket": "lrfinder.suggestions",
+    "Evidence": "lrfinder.suggestions",
+    "RefusedSuggestion": "lrfinder.suggestions",
+    "Suggestion": "lrfinder.suggestions",
     "MlflowRecorder": "lrfinder.tracking",
     "train_task": "lrfinder.trials",
 }
@@ -60,33 +74,48 @@ _LAZY: dict[str, str] = {
 if TYPE_CHECKING:
     from lrfinder.arms import Arm, ArmComparison, Measure
     from lrfinder.comparing import Comparison, compare
+    from lrfinder.datasets import CropAndFlip, Standardize, TensorLoader
     from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
     from lrfinder.figures import arms_figure
+    from lrfinder.images import ImageData, image_folder
+    from lrfinder.networks import Net, SimpleModel
+    from lrfinder.plotting import plot_lr_table, plot_range_test, plot_traces
     from lrfinder.ranging import RangeTest, range_test
     from lrfinder.recorders import NullRecorder, Recorder
     from lrfinder.reporting import Report, make_report, report_html, report_tables
     from lrfinder.searching import best_hparams, search
     from lrfinder.stores import RecordError
+    from lrfinder.suggestions import Bracket, Evidence, RefusedSuggestion, Suggestion
     from lrfinder.tracking import MlflowRecorder
     from lrfinder.trials import train_task
 
 __all__ = [
     "Arm",
     "ArmComparison",
+    "Bracket",
     "CheckpointError",
     "Comparison",
+    "CropAndFlip",
     "EnvironmentLinkError",
+    "Evidence",
     "GroupSchedulers",
+    "ImageData",
     "Measure",
     "MlflowRecorder",
+    "Net",
     "NullRecorder",
     "RangeTest",
     "RecordError",
     "Recorder",
+    "RefusedSuggestion",
     "Report",
+    "SimpleModel",
+    "Standardize",
     "StepOptions",
     "StopTraining",
+    "Suggestion",
     "Task",
+    "TensorLoader",
     "Trace",
     "accuracy",
     "arms_figure",
@@ -97,12 +126,16 @@ __all__ = [
     "evaluate",
     "given_options",
     "group_names",
+    "image_folder",
     "learning_rates",
     "link_environment",
     "load_task",
     "lr_table",
     "make_report",
     "param_groups",
+    "plot_lr_table",
+    "plot_range_test",
+    "plot_traces",
     "preserved",
     "range_test",
     "report_html",

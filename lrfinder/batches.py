@@ -1,0 +1,186 @@
+"""Batches: the same batches again and again, from any loader, in orders that are told by number.
+
+Replicas that are compared must see the same data. An order is what a loader gives after all random
+states were seeded from (seed, order); whoever asks for it twice gets it twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lrfinder.snapshots import loader_generators, random_state, set_random_state
+from lrfinder.tasks import Batch, Loader, seed_everything
+
+GIB = 2**30
+
+
+class BatchOrders:
+    """Endless orders of a loader's batches.
+
+    An order is the loader iterated again and again, an epoch after the other, with random states of
+    its own: those of the process, and the loader's own generators, are as before after each batch.
+
+    Args:
+        loader: Anything that can be iterated again and again.
+        seed: 0 <= seed < 2**32. The same seed and loader give the same orders.
+        memory: Bytes of batches that are kept, over all orders. The loader is iterated again for
+            what does not fit.
+
+    Raises:
+        TypeError: If the loader cannot be iterated, or only once.
+
+    Example:
+        >>> import torch
+        >>> loader = torch.utils.data.DataLoader(range(4), batch_size=2, shuffle=True)
+        >>> orders = BatchOrders(loader, seed=0)
+        >>> first = [batch.tolist() for batch in itertools.islice(orders.batches(0), 3)]
+        >>> again = [batch.tolist() for batch in itertools.islice(orders.batches(0, skip=1), 2)]
+        >>> again == first[1:]
+        True
+    """
+
+    def __init__(self, loader: Loader, *, seed: int, memory: int = GIB) -> None:
+        iterate = getattr(type(loader), "__iter__", None)
+        if iterate is None and not hasattr(loader, "__getitem__"):
+            raise TypeError(
+                f"`loader` must be an iterable of batches, but got {type(loader).__name__}."
+            )
+        if hasattr(loader, "__next__"):
+            raise TypeError(
+                "`loader` must be an iterable that can be iterated again, but got a "
+                f"{type(loader).__name__}, which can be only once and not be put back. Give the "
+                "DataLoader itself, or list(itertools.islice(batches, 100))."
+            )
+        self.loader = loader
+        self.seed = seed
+        self.memory = memory
+        self.kept_bytes = 0
+        self._kept: dict[int, list[Batch]] = {}
+        self._streams: dict[int, _Stream] = {}
+
+    def batches(self, order: int, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an order from number `skip` on, without an end.
+
+        Each is a copy where it was kept, so that a model which works in place does not change it
+        for the others.
+
+        Raises:
+            ValueError: If the loader is empty.
+        """
+        kept = self._kept.setdefault(order, [])
+        for index in itertools.count(skip):
+            if index < len(kept):
+                yield copied(kept[index])
+            else:
+                yield self._drawn(order, index)
+
+    def _drawn(self, order: int, index: int) -> Batch:
+        kept = self._kept[order]
+        stream = self._streams.get(order)
+        if stream is None or stream.position > index:
+            stream = self._streams[order] = _Stream(self.loader, derived_seed(self.seed, order))
+        while True:
+            position, batch = stream.position, stream.draw()
+            if position == len(kept) and self._has_room(batch):
+                kept.append(batch)
+                batch = copied(batch)
+            if position == index:
+                return batch
+
+    def _has_room(self, batch: Batch) -> bool:
+        size = num_bytes(batch)
+        if self.kept_bytes + size > self.memory:
+            return False
+        self.kept_bytes += size
+        return True
+
+
+class _Stream:
+    """One order while it is drawn, with random states of its own."""
+
+    def __init__(self, loader: Loader, seed: int) -> None:
+        self.loader = loader
+        self.position = 0
+        self._seed = seed
+        self._iterator: Iterator[Batch] | None = None
+        self._state: tuple[dict[str, Any], list[Tensor]] | None = None
+
+    def draw(self) -> Batch:
+        """The next batch; the random states of the process are left as they are."""
+        outside = self._states()
+        try:
+            if self._state is None:
+                seed_everything(self._seed)
+                for index, generator in enumerate(loader_generators(self.loader)):
+                    generator.manual_seed(self._seed + 1 + index)
+            else:
+                self._set_states(self._state)
+            batch = self._next()
+            self._state = self._states()
+        finally:
+            self._set_states(outside)
+        self.position += 1
+        return batch
+
+    def _next(self) -> Batch:
+        for _ in range(2):
+            if self._iterator is None:
+                self._iterator = iter(self.loader)
+            for batch in self._iterator:
+                return batch
+            self._iterator = None  # an epoch ended: begin the next
+        raise ValueError("The loader must give at least one batch, but it is empty.")
+
+    def _states(self) -> tuple[dict[str, Any], list[Tensor]]:
+        return random_state(), [g.get_state() for g in loader_generators(self.loader)]
+
+    def _set_states(self, states: tuple[dict[str, Any], list[Tensor]]) -> None:
+        set_random_state(states[0])
+        for generator, state in zip(loader_generators(self.loader), states[1], strict=True):
+            generator.set_state(state)
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed, in 0 .. 2**32 - 1, that follows from several numbers >= 0 and looks like none of them.
+
+    Example:
+        >>> derived_seed(0, 1) == derived_seed(0, 1), derived_seed(0, 1) == derived_seed(1, 0)
+        (True, False)
+    """
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def copied(batch: Batch) -> Batch:
+    """A copy of a batch that shares no tensor with it."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(copied(part) for part in batch))
+    if type(batch) in (list, tuple):
+        return type(batch)(copied(part) for part in batch)
+    if type(batch) is dict:
+        return {key: copied(part) for key, part in batch.items()}
+    return copy.deepcopy(batch)
+
+
+def num_bytes(value: Any) -> int:
+    """Bytes of the tensors and arrays in a nested value; other things count as nothing.
+
+    Example:
+        >>> import torch
+        >>> num_bytes({"x": torch.zeros(2, 3), "y": [torch.zeros(2, dtype=torch.int64)]})
+        40
+    """
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(num_bytes(part) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(num_bytes(part) for part in value)
+    return num_bytes(vars(value)) if hasattr(value, "__dict__") else 0

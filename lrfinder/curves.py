@@ -1,0 +1,290 @@
+"""Curves: what one ramp shows, when it should stop, and why it sometimes shows nothing.
+
+Everything here is scale-free: the answers stay the same when the loss is multiplied by a positive
+number or shifted, and move with the LRs when these are multiplied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lrfinder.traces import Trace
+
+BracketStatus = Literal[
+    "ok", "flat", "monotone", "edge", "noisy", "diverged", "too_short", "bracket_only"
+]
+BRACKET_STATUSES: tuple[str, ...] = get_args(BracketStatus)
+
+# Weight of the past where LRs rise by 0.06 decades a step, as in 100 steps over 6 decades. Steeper
+# ramps are smoothed over as many decades, so over fewer steps, but never over less than a few.
+SMOOTHING, SMOOTHING_STEP, LEAST_SMOOTHING = 0.85, 0.06, 0.5
+START_STEPS = 8  # the loss at the start is the median of so many
+MIN_STEPS = 12  # a ramp of fewer steps shows no curve
+# The lowest point of smoothed white noise of sd 1 lies some 0.4 below its mean: 0.9 is no accident.
+FLAT_NOISE = 0.9
+STOP_RANGES, STOP_NOISE = 2.0, 10.0
+CAP_RANGES, CAP_NOISE = 0.5, 3.0
+BEGIN_SHARE, RISE_SHARE = 0.1, 0.3
+
+
+# -- reading one curve ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one ramp shows.
+
+    Args:
+        low: Smallest LR from which on the loss is a tenth of the whole drop below its start.
+        minimum: LR after which the smoothed loss is lowest.
+        steepest: LR at which it falls fastest in log LR.
+        high: LR at which it has risen by 3/10 of the drop above its lowest, or the ramp ended.
+        drop: From the start to the lowest, in the unit of the loss.
+        noise: Standard deviation of the loss around the smoothed curve, in the unit of the loss.
+        status: "ok", or why nothing can be read: the LRs above then say little.
+        message: The status in words, with what to do.
+    """
+
+    low: float
+    minimum: float
+    steepest: float
+    high: float
+    drop: float
+    noise: float
+    status: BracketStatus
+    message: str
+
+
+def smoothed(values: ArrayLike, *, weight: float = SMOOTHING) -> NDArray[np.float64]:
+    """Smooth a curve without a lag: an exponential mean forwards, and one backwards over it.
+
+    Law: s_i = sum_{j<=i} w^(i-j) v_j / sum_{j<=i} w^(i-j), and the same from the other end. The
+    weights add up to 1 at every point, so a constant stays as it is and there is no bias to undo.
+
+    Args:
+        values: Shape (n,), finite.
+        weight: w, 0 <= w < 1.
+
+    Example:
+        >>> smoothed([2.0, 2.0, 2.0]).tolist()
+        [2.0, 2.0, 2.0]
+    """
+    curve = np.asarray(values, dtype=np.float64)
+    if len(curve) == 0:
+        return curve.copy()
+    # From the first value on, so that a constant is exact and a large offset costs no digits.
+    offset = curve[0]
+    forwards = _mean_of_past(curve - offset, weight)
+    both: NDArray[np.float64] = _mean_of_past(forwards[::-1], weight)[::-1] + offset
+    return both
+
+
+def _mean_of_past(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    means = np.empty_like(values)
+    total = share = 0.0
+    for index, value in enumerate(values):
+        total, share = weight * total + value, weight * share + 1.0
+        means[index] = total / share
+    return means
+
+
+def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Reading:
+    """Read one ramp.
+
+    The loss of row i was measured before update i, so what LR i did shows in row i + 1: LRs and
+    losses are aligned so. Smoothing leaves no lag, slopes are in log LR, and the loss counts from
+    the start's median in units of its own range and noise.
+
+    Args:
+        lrs: LRs of the ramp, rising, shape (n,).
+        losses: Loss before each step, shape (n,); what follows the first that is not finite is
+            not looked at.
+        stopped: Whether the ramp was ended early since the loss rose.
+
+    Example:
+        >>> x = np.linspace(-5, 1, 100)
+        >>> losses = 1 / (1 + 10 ** (x + 3)) + 10 ** (2 * x)
+        >>> reading = read_ramp(10**x, losses)
+        >>> reading.status, round(math.log10(reading.minimum), 1)
+        ('ok', -1.4)
+    """
+    rates = np.asarray(lrs, dtype=np.float64)[:-1]
+    curve = np.asarray(losses, dtype=np.float64)[1:]
+    finite = np.isfinite(curve)
+    ended = stopped or not bool(finite.all())
+    usable = len(curve) if finite.all() else int(finite.argmin())
+    if usable < MIN_STEPS:
+        return _too_short(np.asarray(lrs, dtype=np.float64), usable, ended=ended)
+    x, curve = np.log10(rates[:usable]), curve[:usable]
+    smooth, start, noise = _in_own_range(curve, _weight(x))
+    lowest = int(smooth.argmin())
+    drop = float(start - smooth[lowest])
+    rose = float(np.median(curve[-START_STEPS:])) - start > FLAT_NOISE * noise
+    # A curve that is lowest among the steps that tell its start has not fallen.
+    fell = drop > FLAT_NOISE * noise and lowest >= START_STEPS
+    edge = lowest >= usable - 3 and not ended
+    first, last = rates[0], rates[usable - 1]
+    status, message = _judge(first, last, fell=fell, rose=rose, edge=edge, ended=ended)
+    enough = np.flatnonzero(smooth <= start - BEGIN_SHARE * drop)
+    slopes = np.gradient(smooth, x)[: max(lowest, 1)]
+    rise = max(RISE_SHARE * drop, FLAT_NOISE * noise)
+    risen = lowest + np.flatnonzero(smooth[lowest:] > smooth[lowest] + rise)
+    high = int(risen[0]) if len(risen) else usable - 1
+    return Reading(
+        low=float(rates[min(int(enough[0]), lowest) if len(enough) else 0]),
+        minimum=float(rates[lowest]),
+        steepest=float(rates[int(slopes.argmin())]),
+        high=float(rates[high]),
+        drop=max(drop, 0.0),
+        noise=noise,
+        status=status,
+        message=message,
+    )
+
+
+def _weight(x: NDArray[np.float64]) -> float:
+    """The weight of the past that smooths over the usual number of decades."""
+    step = float(x[-1] - x[0]) / (len(x) - 1)
+    return max(SMOOTHING ** (step / SMOOTHING_STEP), LEAST_SMOOTHING)
+
+
+def _in_own_range(
+    curve: NDArray[np.float64], weight: float
+) -> tuple[NDArray[np.float64], float, float]:
+    """The smoothed curve, its start and its noise.
+
+    What rises far above the start is cut off before smoothing: backwards, a divergence would push
+    the minimum to the left. How far is told by the curve's own range, so in two passes.
+    """
+    start = float(np.median(curve[:START_STEPS]))
+    below = smoothed(np.minimum(curve, start), weight=weight)
+    drop = float(start - below.min())
+    noise = _noise(curve - smoothed(curve, weight=weight))
+    cap = start + max(CAP_RANGES * drop, CAP_NOISE * noise)
+    smooth = smoothed(np.minimum(curve, cap), weight=weight)
+    return smooth, start, _noise((curve - smooth)[: max(20, len(curve) // 3)])
+
+
+def _noise(residuals: NDArray[np.float64]) -> float:
+    """Standard deviation of a normal distribution with these residuals' median deviation."""
+    return float(1.4826 * np.median(np.abs(residuals - np.median(residuals))))
+
+
+def _judge(
+    first: float, last: float, *, fell: bool, rose: bool, edge: bool, ended: bool
+) -> tuple[BracketStatus, str]:
+    """What to say of a ramp from the first LR to the last."""
+    if not fell and ended:
+        return "diverged", (
+            f"The loss only rose, until the ramp ended at LR {last:.2g}. Lower `start_lr` "
+            f"(it was {first:.2g}); if that does not help, check the loss and the data."
+        )
+    if not fell and rose:
+        return "monotone", (
+            f"The loss only rose, from LR {first:.2g} on. Lower `start_lr`, by a factor of 100."
+        )
+    if not fell:
+        return "flat", (
+            f"The loss fell by no more than its noise between LR {first:.2g} and {last:.2g}. Widen "
+            "the range with `end_lr`, take more steps, or check that these parameters matter."
+        )
+    if edge:
+        return "edge", (
+            f"The loss was still falling at the ramp's end, LR {last:.2g}. Raise `end_lr`, by a "
+            "factor of 100."
+        )
+    return "ok", ""
+
+
+def _too_short(lrs: NDArray[np.float64], usable: int, *, ended: bool) -> Reading:
+    status: BracketStatus = "diverged" if ended else "too_short"
+    first = float(lrs[0]) if len(lrs) else math.nan
+    message = (
+        f"The loss rose or was not finite after {usable} steps, at LR {lrs[usable]:.2g}: too soon "
+        f"for a curve. Lower `start_lr` (it was {first:.2g})."
+        if ended
+        else f"A ramp shows a curve from some {MIN_STEPS} steps on, but got {usable + 1}. Raise "
+        "`num_steps`; 100 is usual."
+    )
+    end = float(lrs[min(usable, len(lrs) - 1)])
+    return Reading(first, first, first, end, 0.0, math.nan, status, message)
+
+
+# -- when to stop a ramp --------------------------------------------------------------------------
+
+
+def stop_rule(trace: Trace) -> str | None:
+    """Why a ramp should stop now, or None: the loss has risen far above its start.
+
+    Law: stop once two losses in a row exceed start + max(2 (start - lowest), 10 noise), with the
+    start the median of the first 8 losses and the noise that of their differences. So neither the
+    sign nor the unit of the loss matters. A loss that is not finite ends a run by itself.
+    """
+    losses = trace.settled_losses
+    if len(losses) < START_STEPS + 2:
+        return None
+    last = min(losses[-1], losses[-2])
+    start = float(np.median(losses[:START_STEPS]))
+    if not last > start:
+        return None
+    curve = np.asarray(losses)
+    # The middle of three, so that one lucky batch does not count as the lowest.
+    middle = np.sort(np.lib.stride_tricks.sliding_window_view(curve, 3), axis=1)[:, 1]
+    fallen = max(start - float(middle.min()), 0.0)
+    noise = _noise(np.diff(curve)) / math.sqrt(2)
+    limit = start + max(STOP_RANGES * fallen, STOP_NOISE * noise)
+    if last <= limit:
+        return None
+    return (
+        f"The loss rose to {last:.4g}, above the limit of {limit:.4g}, at step {len(trace) - 1}."
+    )
+
+
+# -- several ramps of the same -------------------------------------------------------------------
+
+
+def combined(readings: Sequence[Reading]) -> Reading:
+    """The readings of one ramp on several batch orders as one: means in log LR.
+
+    Those that are "ok" speak where they are at least half; otherwise the most frequent of the
+    other statuses does.
+    """
+    good = [reading for reading in readings if reading.status == "ok"]
+    if 2 * len(good) < len(readings):
+        statuses = [reading.status for reading in readings if reading.status != "ok"]
+        status = max(statuses, key=statuses.count)
+        good = [reading for reading in readings if reading.status == status]
+    return Reading(
+        low=log_mean([reading.low for reading in good]),
+        minimum=log_mean([reading.minimum for reading in good]),
+        steepest=log_mean([reading.steepest for reading in good]),
+        high=log_mean([reading.high for reading in good]),
+        drop=float(np.mean([reading.drop for reading in good])),
+        noise=float(np.mean([reading.noise for reading in good])),
+        status=good[0].status,
+        message=good[0].message,
+    )
+
+
+def spread_of(readings: Sequence[Reading]) -> float:
+    """Decades between the lowest and highest minimum; NaN for fewer than two readings."""
+    if len(readings) < 2:
+        return math.nan
+    x = [math.log10(reading.minimum) for reading in readings]
+    return max(x) - min(x)
+
+
+def log_mean(values: Sequence[float]) -> float:
+    """The geometric mean of positive numbers.
+
+    Example:
+        >>> round(log_mean([0.01, 1.0]), 6)
+        0.1
+    """
+    return float(10 ** np.mean(np.log10(values)))
