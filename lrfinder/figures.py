@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 # light and dark pages.
 INK = "#010203"
 
+# Okabe and Ito (2008), "Color Universal Design": told apart by colour-blind people.
+FOUND, OTHER, GREY = "#D55E00", "#0072B2", "#888888"
+
 
 def arms_figure(comparison: ArmComparison) -> Figure:
     """Each seed of each arm as a dot and their mean as a bar, one panel for each measure."""
@@ -32,7 +36,7 @@ def arms_figure(comparison: ArmComparison) -> Figure:
         for measure, axes in zip(measures, panels, strict=True):
             for i, arm in enumerate(arms):
                 values = [value for value in arm.values[measure.name] if math.isfinite(value)]
-                colour = "C1" if arm is comparison.found else "C0"
+                colour = FOUND if arm is comparison.found else OTHER
                 axes.plot(values, [i] * len(values), "o", color=colour, alpha=0.7)
                 if values:
                     axes.plot([arm.mean(measure.name)] * 2, [i - 0.3, i + 0.3], color=colour, lw=2)
@@ -40,6 +44,8 @@ def arms_figure(comparison: ArmComparison) -> Figure:
                     axes.text(0.5, i, "diverged", ha="center", va="center",
                               transform=axes.get_yaxis_transform())  # fmt: skip
             axes.set_xlabel(measure.name)
+            if _spans_decades([value for arm in arms for value in arm.values[measure.name]]):
+                axes.set_xscale("log")
             axes.set_yticks(range(len(arms)), [arm.name for arm in arms])
             axes.set_ylim(len(arms) - 0.5, -0.5)
             axes.grid(axis="x", alpha=0.3)
@@ -67,7 +73,7 @@ def search_figure(study: optuna.Study) -> Figure:
         figure = Figure(figsize=(3.0 * max(1, len(names)), 2.8), layout="constrained")
         panels = figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0]
         for name, axes in zip(names, panels, strict=False):
-            for state, mark, colour in (("COMPLETE", "o", "C0"), ("PRUNED", "x", "C7")):
+            for state, mark, colour in (("COMPLETE", "o", OTHER), ("PRUNED", "x", GREY)):
                 points = [
                     (trial.params[name], value)
                     for trial in trials
@@ -83,9 +89,15 @@ def search_figure(study: optuna.Study) -> Figure:
             axes.grid(alpha=0.3)
         panels[0].set_ylabel("objective")
         values = [value for trial in trials if (value := _last_value(trial)) is not None]
-        if values and min(values) > 0 and max(values) > 20 * min(values):
+        if _spans_decades(values):
             panels[0].set_yscale("log")
     return figure
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether values are told apart better on a log scale."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 5 * min(finite)
 
 
 def _last_value(trial: optuna.trial.FrozenTrial) -> float | None:

@@ -68,25 +68,14 @@ class Report:
 def comparison_section(comparison: ArmComparison) -> Section:
     """The arms side by side, and in words by how much the found one is better, or not."""
     columns = [Column("configuration"), Column("learning rates"), Column("schedule")]
-    for measure in comparison.measures:
-        columns.append(Column(measure.name, number=True))
-    columns += [
-        Column("diverged", number=True),
-        Column("steps", number=True),
-        Column("seconds", number=True),
-    ]
-    first = comparison.measures[0].name
+    columns += [Column(measure.name, number=True) for measure in comparison.measures]
+    columns.append(Column("diverged", number=True))
     rows = []
     for arm in comparison.arms:
         cells = [arm.name, format_lrs(arm.lrs), format_schedule(arm.schedule)]
         for measure in comparison.measures:
-            mean, spread = arm.mean(measure.name), arm.spread(measure.name)
-            cells.append(f"{format_number(mean)} ± {format_number(spread)}")
-        cells += [
-            f"{arm.diverged(first)} of {len(arm.seeds)}",
-            str(arm.steps),
-            f"{arm.seconds:.1f}",
-        ]
+            cells.append(f"{arm.mean(measure.name):.4g} ± {arm.spread(measure.name):.2g}")
+        cells.append(f"{arm.diverged(comparison.measures[0].name)} of {len(arm.seeds)}")
         rows.append(Row(tuple(cells)))
     differences = comparison.differences
     verdicts = [
@@ -123,18 +112,18 @@ def range_section(result: RangeTest) -> Section:
         numbers = (format_number(value) for value in values)
         rows.append(Row((name, *numbers, bracket.status, bracket.message)))
     heads = tuple(Column(title, number=1 <= i <= 4) for i, title in enumerate(columns))
-    evidence = suggestion.evidence
+    notes = [str(suggestion.evidence or ""), suggestion.message]
     return Section(
         title="Range test",
         tables=(Table(heads, tuple(rows)),),
         figures={"Loss while the learning rate rises.": range_figure(result)},
-        notes=[] if evidence is None else [str(evidence)],
+        notes=[note for note in notes if note],
     )
 
 
 def search_section(study: optuna.Study, *, top: int = 5) -> Section:
     """The best trials of a search, how many ended how, and why some failed."""
-    trials = study.get_trials(deepcopy=False)
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     done = [
         trial for trial in trials if trial.value is not None and trial.state.name == "COMPLETE"
     ]

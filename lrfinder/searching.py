@@ -1,12 +1,13 @@
 """Searching: Optuna proposes learning rates and a schedule; each trial is one training.
 
 The search starts warm: the range test's brackets bound it, and its first trials are what the range
-test suggests and the best single LR that it found, so that it does not end worse than these on the
-metric that it minimises.
+test suggests, the best single LR that it found, and the middle of these. So it does not end worse
+than they do on the metric that it minimises.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -241,12 +242,16 @@ def _space_and_starts(
             f"`warm_start` must be a range test of the groups of task {task.name!r} "
             f"({', '.join(task.groups)}), but it is one of {', '.join(suggestion.brackets)}."
         )
+    points = [dict(lrs) for lrs in (suggestion.lrs, suggestion.control) if lrs]
+    if len(points) == 2:
+        # Short races exaggerate how far groups should be apart: halfway to the control is a hedge.
+        own, control = points
+        points.append({name: math.sqrt(own[name] * control[name]) for name in own})
     brackets: dict[str, Interval | None] = {}
     for name in task.groups:
         bracket = suggestion.brackets[name]
         usable = bracket.status in ("ok", "noisy", "bracket_only")
         brackets[name] = (bracket.low, bracket.high) if usable else None
-    points = [lrs for lrs in (suggestion.lrs, suggestion.control) if lrs]
     space = make_space(brackets, schedule=schedule, num_epochs=num_epochs, include=points)
     starts = [space.params(lrs) for lrs in points]
     return space, [params for params in starts if params is not None]

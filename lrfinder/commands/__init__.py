@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -53,14 +53,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _name, _function in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "main": story,
     "range_test": range_test,
     "train": train,
     "search": search,
     "compare": compare,
     "setup": setup,
-}.items():
+}
+for _name, _function in _COMMANDS.items():
     app.command(_name, context_settings=_CONTEXT, epilog=_EPILOG)(_function)
 
 

@@ -8,15 +8,19 @@ import typer
 
 import lrfinder
 from lrfinder.commands import options
-from lrfinder.commands.running import command, console, ui_hint
+from lrfinder.commands.running import command, console, stages, ui_hint
 
 
 @command
 def range_test(
     task: options.Task = "digits",
     data: options.Data = None,
-    start_lr: Annotated[float, typer.Option(help="The ramps begin here.")] = 1e-7,
-    end_lr: Annotated[float, typer.Option(help="The ramps end here.")] = 10.0,
+    start_lr: Annotated[
+        float | None, typer.Option(help="Ramps begin here; by default as the optimizer needs it.")
+    ] = None,
+    end_lr: Annotated[
+        float | None, typer.Option(help="Ramps end here; by default as the optimizer needs it.")
+    ] = None,
     num_steps: Annotated[int, typer.Option(help="Optimizer steps of a ramp.")] = 100,
     groups: Annotated[
         str,
@@ -43,32 +47,41 @@ def range_test(
             {"task": task, "data": data, "effort": effort, "seed": seed, "num_steps": num_steps}
         )
         started = made.start(seed, device=device)
-        result = lrfinder.range_test(
-            started.model,
-            started.optimizer,
-            made.loss_fn,
-            started.train_loader,
-            start_lr=start_lr,
-            end_lr=end_lr,
-            num_steps=num_steps,
-            groups=options.read_groups(groups),
-            replicas=replicas,
-            effort=effort,
-            engine=engine,
-            seed=seed,
-        )
+        with stages() as show:
+            result = lrfinder.range_test(
+                started.model,
+                started.optimizer,
+                made.loss_fn,
+                started.train_loader,
+                start_lr=start_lr,
+                end_lr=end_lr,
+                num_steps=num_steps,
+                groups=options.read_groups(groups),
+                replicas=replicas,
+                effort=effort,
+                engine=engine,
+                seed=seed,
+                options=made.options,
+                progress=show,
+            )
         report = lrfinder.make_report(f"Range test: {made.name}", result=result)
         record_range_test(recorder, result)
         recorder.log_text(lrfinder.report_html(report), "report.html")
     for table in lrfinder.report_tables(report):
         screen.print(table)
-    screen.print(f"{result.cost}", markup=False)
+    cost = f"{result.cost.steps} steps in {result.cost.seconds:.1f} s"
+    screen.print(f"Range test: {cost}.", markup=False)
     screen.print(ui_hint(recorder), markup=False, soft_wrap=True)
 
 
 def record_range_test(recorder: lrfinder.Recorder, result: lrfinder.RangeTest) -> None:
     """Keep a range test in a run: its figure, its ramps and what it suggests."""
-    recorder.log_figure(result.plot().figure, "range_test.png")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.5), layout="constrained")
+    result.plot(figure.subplots())
+    recorder.log_figure(figure, "range_test.png")
+    recorder.log_dict(result.to_dict(), "range_test.json")
     for trace in result.traces:
         recorder.log_trace(trace)
     brackets = result.suggestion.brackets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -40,6 +41,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        # MLflow tells of each table that it makes in a fresh store.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         try:
             with _sigterm_raised():
                 function(*args, **kwargs)
@@ -90,6 +93,28 @@ def _sigterm_raised() -> Iterator[None]:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar; call what it gives after each part. Nothing without a terminal."""
+    with _bar() as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(note: str = "") -> None:
+            bar.update(task, advance=1, note=note)
+
+        yield advance
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for work that tells its stage, the steps taken and the most there will be."""
+    with _bar() as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        yield show
+
+
+def _bar() -> Progress:
     stderr = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -98,13 +123,7 @@ def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        task = bar.add_task(title, total=total, note="")
-
-        def advance(note: str = "") -> None:
-            bar.update(task, advance=1, note=note)
-
-        yield advance
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
 def ui_hint(recorder: Any) -> str:

@@ -13,7 +13,7 @@ import typer
 import lrfinder
 from lrfinder.commands import options
 from lrfinder.commands.range_testing import record_range_test
-from lrfinder.commands.running import command, console, progress, ui_hint
+from lrfinder.commands.running import command, console, progress, stages, ui_hint
 from lrfinder.commands.searching import best_so_far
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ def story(
             f"`n_seeds >= {MIN_SEEDS}` must hold, for a spread, but got n_seeds={n_seeds}."
         )
     made = options.load(task, data)
-    screen = console()
     with lrfinder.MlflowRecorder(run_name=f"main {made.name}") as recorder:
         recorder.log_params(
             {"task": task, "data": data, "n_trials": n_trials, "schedule": schedule, "seed": seed,
@@ -63,9 +62,9 @@ def story(
         )
         _record(recorder, report, comparison, lrfinder.best_hparams(study))
     for table in lrfinder.report_tables(report):
-        screen.print(table)
-    screen.print(report.headline, style="bold", markup=False)
-    screen.print(ui_hint(recorder), markup=False, soft_wrap=True)
+        plan.screen.print(table)
+    plan.screen.print(report.headline, style="bold", markup=False)
+    plan.screen.print(ui_hint(recorder), markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,13 @@ class _Plan:
         self.device = device
         self.num_epochs = num_epochs
         self.costs: list[tuple[str, int, float]] = []
+        self.screen = console()
+
+    def _spent(self, stage: str, steps: int, began: float) -> None:
+        """Note what a stage cost, and tell that it is done."""
+        seconds = time.monotonic() - began
+        self.costs.append((stage, steps, seconds))
+        self.screen.print(f"{stage}: {steps} steps, {seconds:.1f} s", style="dim", markup=False)
 
     def facts(self, n_trials: int) -> dict[str, str]:
         return {
@@ -102,7 +108,7 @@ class _Plan:
         started = self.task.start(self.seed, device=self.device)
         loader: Any = started.train_loader
         planned = self.num_epochs * len(loader) if hasattr(loader, "__len__") else None
-        with recorder.child("range test") as child:
+        with recorder.child("range test") as child, stages() as show:
             result = lrfinder.range_test(
                 started.model,
                 started.optimizer,
@@ -110,9 +116,11 @@ class _Plan:
                 loader,
                 planned_steps=planned,
                 seed=self.seed,
+                options=self.task.options,
+                progress=show,
             )
             record_range_test(child, result)
-        self.costs.append(("range test", result.cost.steps, time.monotonic() - began))
+        self._spent("range test", result.cost.steps, began)
         return result
 
     def search(
@@ -136,8 +144,9 @@ class _Plan:
                 device=self.device,
                 on_trial=lambda study, trial: advance(best_so_far(study)),
             )
-        steps = sum(trial.user_attrs.get("steps", 0) for trial in study.trials)
-        self.costs.append((f"search, {len(study.trials)} trials", steps, time.monotonic() - began))
+        done = [trial for trial in study.trials if trial.state.is_finished()]
+        steps = sum(trial.user_attrs.get("steps", 0) for trial in done)
+        self._spent(f"search, {len(done)} trials", steps, began)
         return study
 
     def compare(
@@ -150,10 +159,6 @@ class _Plan:
         configurations = _configurations(self.task, result, found, self.device)
         with progress("training", len(configurations) * len(seeds)) as advance:
             arms = [self._train_arm(recorder, item, seeds, advance) for item in configurations]
-        for arm in arms:
-            self.costs.append(
-                (f"training of {arm.name}, {len(seeds)} seeds", arm.steps, arm.seconds)
-            )
         measures = [lrfinder.Measure.named(name) for name in arms[0].values]
         return lrfinder.ArmComparison(
             found=arms[0], baselines=tuple(arms[1:]), measures=tuple(measures)
@@ -186,6 +191,7 @@ class _Plan:
             for name, list_ in values.items():
                 list_.append(float("nan") if trace.status == "diverged" else trace.last(name))
             advance(configuration.name)
+        self._spent(f"training of {configuration.name}, {len(seeds)} seeds", steps, began)
         return lrfinder.Arm(
             name=configuration.name,
             note=configuration.note,
@@ -194,7 +200,7 @@ class _Plan:
             seeds=tuple(seeds),
             values=values,
             steps=steps,
-            seconds=time.monotonic() - began,
+            seconds=self.costs[-1][2],
         )
 
 
@@ -205,7 +211,8 @@ def _configurations(
     schedule = dict(found["schedule"])
     own = lrfinder.learning_rates(task.start(0, device=device).optimizer)
     default = _default_lr(task, device)
-    items = [_Configuration("found", "the best trial of the search", dict(found["lrs"]), schedule)]
+    note = "the best trial of the search, which saw the same validation set on another seed"
+    items = [_Configuration("found", note, dict(found["lrs"]), schedule)]
     if default is not None:
         lrs = dict.fromkeys(own, default)
         items.append(
