@@ -151,7 +151,7 @@ def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Re
 def _weight(x: NDArray[np.float64]) -> float:
     """The weight of the past that smooths over the usual number of decades."""
     step = float(x[-1] - x[0]) / (len(x) - 1)
-    return max(SMOOTHING ** (step / SMOOTHING_STEP), LEAST_SMOOTHING)
+    return float(max(SMOOTHING ** (step / SMOOTHING_STEP), LEAST_SMOOTHING))
 
 
 def _in_own_range(

@@ -193,18 +193,19 @@ class RangeRun:
     def _from_race(self, effort: Effort, race: Race, brackets: dict[str, Bracket]) -> Suggestion:
         if not race.best:
             return self._race_refusal(race, brackets)
-        winner = race.best[0].lrs
-        control = None if race.control is None else race.control.lrs
+        control: Mapping[str, float] | None = None
+        if race.control is not None:
+            control = race.control.lrs
         evidence = None
-        lrs = winner
-        if not self.one_lr:
-            lrs = middle_of_best(race)
-            if control is not None:
+        lrs: Mapping[str, float] = middle_of_best(race)
+        if self.one_lr:
+            lrs = control or race.best[0].lrs
+        elif control is not None:
+            evidence = self._evidence(effort, lrs, control)
+            if evidence.advantage == -math.inf:
+                # The middle was not raced itself, and what diverges is not suggested.
+                lrs = race.best[0].lrs
                 evidence = self._evidence(effort, lrs, control)
-                if evidence.advantage == -math.inf:
-                    # The middle was not raced itself, and what diverges is not suggested.
-                    lrs = winner
-                    evidence = self._evidence(effort, lrs, control)
         factor = self._back_off()
         lrs = {name: lrs[name] * factor for name in self.tested}
         if control is not None:
@@ -302,6 +303,6 @@ class RangeRun:
         steps = 1 + num_ramps * self.replicas * self.lrs[2]
         if self.effort is not None:
             boxes = 0 if self.one_lr else 2 * self.effort.box_candidates
-            steps += num_race_steps(len(LINE) + boxes, self.effort.race_orders)
+            steps += num_race_steps(len(LINE), boxes, self.effort.race_orders)
             steps += 0 if self.one_lr else 2 * self.effort.evidence_orders * RUNGS[-1]
         return steps

@@ -94,10 +94,25 @@ class Race:
 
     @property
     def control(self) -> Standing | None:
-        """The best of the candidates with one LR for all groups; None if none made it fall."""
-        equal = [standing for standing in self.standings if standing.kind == "equal"]
-        good = [s for s in equal[:1] if not s.diverged and s.score < self.start]
-        return good[0] if good else None
+        """The best of the line, its neighbours taken into account; None if none made the loss fall.
+
+        Law: argmin_i of s_(i-1) / 4 + s_i / 2 + s_(i+1) / 4 over the scores s of the line, and of
+        2/3 s_i and 1/3 of the one neighbour at an end. A cliff lies next to the fastest, and one
+        step of the line away is safe: so the winner alone is worse, and a mean of the best too.
+        """
+        on_line = [standing for standing in self.standings if standing.kind == "equal"]
+        on_line.sort(key=lambda standing: standing.candidate)
+        scores = np.array([standing.score for standing in on_line])
+        if len(scores) > 1:
+            ends = np.array([2 * scores[0] + scores[1], 2 * scores[-1] + scores[-2]]) / 3
+            middle = (scores[:-2] + 2 * scores[1:-1] + scores[2:]) / 4
+            scores = np.concatenate([ends[:1], middle, ends[1:]])
+        good = [
+            (score, number)
+            for number, (score, standing) in enumerate(zip(scores.tolist(), on_line, strict=True))
+            if not standing.diverged and standing.score < self.start
+        ]
+        return on_line[min(good)[1]] if good else None
 
 
 # -- who races ------------------------------------------------------------------------------------
@@ -156,12 +171,12 @@ def sobol_seeds(seed: int) -> tuple[int, int]:
     return derived_seed(seed, 0, 2), derived_seed(seed, 1, 2)
 
 
-def num_race_steps(num_candidates: int, num_orders: int) -> int:
+def num_race_steps(num_line: int, num_boxes: int, num_orders: int) -> int:
     """Optimizer steps of a race in which none diverges."""
-    alive, taken, steps = num_candidates, 0, 0
+    steps, taken, alive = 0, 0, num_boxes
     for rung, share in zip(RUNGS, (*KEPT, 0.0), strict=True):
-        steps += alive * (rung - taken)
-        taken, alive = rung, _num_kept(num_candidates, share)
+        steps += (num_line + alive) * (rung - taken)
+        taken, alive = rung, _num_kept(num_boxes, share)
     return steps * num_orders
 
 
@@ -181,8 +196,9 @@ def race(
 ) -> Race:
     """Train every candidate, drop the worse at each rung, and rank them.
 
-    After 15 steps the better half goes on, after 30 a quarter of all, to 60. The best candidate of
-    the line always goes on, as the control. A loss that is not finite ends its candidate.
+    Of those in the boxes the better half goes on after 15 steps, and a quarter of all after 30, to
+    60. The line always goes on, so that the control is the best that one LR can be. A loss that is
+    not finite ends its candidate.
 
     Args:
         engine: What trains them: all from one start, those of an order on the same batches.
@@ -197,6 +213,7 @@ def race(
         ]
         for number, candidate in enumerate(candidates)
     ]
+    num_boxes = sum(candidate.kind != "equal" for candidate in candidates)
     alive = list(range(len(candidates)))
     scores: dict[int, tuple[int, float]] = {}
     start, taken = 0.0, 0
@@ -211,9 +228,9 @@ def race(
         values = scores_of(curves, rung)
         scores |= {number: (rung, value) for number, value in zip(alive, values, strict=True)}
         ranked = sorted(alive, key=lambda number: scores[number][1])
-        kept = ranked[: _num_kept(len(candidates), share)]
-        equal = [number for number in ranked if candidates[number].kind == "equal"]
-        kept += [number for number in equal[:1] if number not in kept]
+        in_boxes = [number for number in ranked if candidates[number].kind != "equal"]
+        kept = [number for number in ranked if candidates[number].kind == "equal"]
+        kept += in_boxes[: _num_kept(num_boxes, share)]
         engine.release(plan for number in alive if number not in kept for plan in plans[number])
         alive, taken = kept, rung
     standings = [

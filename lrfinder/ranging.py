@@ -67,7 +67,8 @@ def range_test(
             test, the ratios of the optimizer's LRs are kept: the LR finder that everyone knows. Or
             the names of the groups to test; the others keep their LR throughout.
         effort: "brackets": ramps only, and no suggestion for more than one group. "quick",
-            "standard" or "thorough": and a race, of some 800, 1,700 or 3,400 steps.
+            "standard" or "thorough": and a race, of 1,260, 1,980 or
+            3,960 steps (540 where there is one LR).
         planned_steps: Optimizer steps of the training to come. From 480 on the suggestion is
             lowered by 0.2 decades, since a short race favours high LRs.
         replicas: Batch orders of each ramp, >= 1.

@@ -15,6 +15,8 @@ from lrfinder.engines import SteppingEngine
 from lrfinder.racing import (
     RUNGS,
     Candidate,
+    Race,
+    Standing,
     box,
     line,
     measure_evidence,
@@ -87,21 +89,21 @@ def test_the_best_learning_rates_of_a_quadratic_win() -> None:
     assert evidence.num_orders == 2
 
 
-def test_rungs_keep_the_better_and_the_control() -> None:
+def test_rungs_keep_the_better_and_the_line() -> None:
     runner = engine(a=1.0)
-    lrs = [1.9, 0.5, 0.7, 1.0, 1.2, 1.4, 0.9, 0.8, 0.6, 1.1, 1.3, 1.5]
-    kinds = ["equal"] + ["joint"] * 11
+    lrs = [1.9, 0.5, 0.7, 1.0, 1.2, 1.4, 0.9, 0.8, 0.6, 1.1, 1.3, 1.5, 0.4]
+    kinds = ["equal"] + ["joint"] * 12
     candidates = [Candidate(k, {"a": lr}) for k, lr in zip(kinds, lrs, strict=True)]  # type: ignore[arg-type]
     told: list[int] = []
     result = race(runner, candidates, num_orders=2, on_steps=told.append)
     rungs = [standing.rung for standing in result.standings]
     assert rungs == sorted(rungs, reverse=True)
-    # 6 and then 4 of 12 go on, and with them the only one on the line, which is the worst.
-    assert [rungs.count(rung) for rung in RUNGS] == [5, 2, 5]
+    # 6 and then 4 of 12 go on, and with them the line, which is the worst.
+    assert [rungs.count(rung) for rung in RUNGS] == [6, 2, 5]
     assert result.standings[4].kind == "equal"
     assert result.best[0].lrs["a"] == 1.0
-    assert sum(told) == runner.steps == 2 * (12 * 15 + 7 * 15 + 5 * 30)
-    assert runner.steps <= num_race_steps(12, 2) + 2 * 45
+    assert sum(told) == runner.steps == num_race_steps(1, 12, 2)
+    assert runner.steps == 2 * (13 * 15 + 7 * 15 + 5 * 30)
     assert runner._state_bytes == 0
 
 
@@ -136,6 +138,21 @@ def test_the_ranking_knows_no_unit_and_no_sign(scale: float, shift: int, seed: i
     assert np.argsort(plain, kind="stable").tolist() == np.argsort(moved, kind="stable").tolist()
 
 
+def test_the_line_is_read_with_its_neighbours() -> None:
+    def standing(number: int, score: float, *, diverged: bool = False) -> Standing:
+        return Standing(number, "equal", {"a": float(number)}, 60, score, diverged)
+
+    cliff = [5.0, 4.0, 3.0, 2.0, 1.5, 9.0]
+    standings = [standing(number, score) for number, score in enumerate(cliff)]
+    best = Race(tuple(standings[::-1]), start=6.0, num_orders=1).control
+    assert best is not None
+    assert best.candidate == 3  # not the winner, which stands beside the cliff
+    alone = Race((standing(0, 1.0),), start=6.0, num_orders=1)
+    assert alone.control == alone.standings[0]
+    for bad in (standing(0, 7.0), standing(0, 1.0, diverged=True)):
+        assert Race((bad,), start=6.0, num_orders=1).control is None
+
+
 def test_evidence_where_one_diverges() -> None:
     runner = engine(a=1.0)
     assert measure_evidence(runner, {"a": 1e9}, {"a": 1.0}, orders=[0, 1]).advantage == -math.inf
@@ -144,6 +161,6 @@ def test_evidence_where_one_diverges() -> None:
 
 
 def test_cost_is_known_before() -> None:
-    assert num_race_steps(57, 1) == 57 * 15 + 28 * 15 + 14 * 30 == 1695
-    assert num_race_steps(57, 2) == 2 * 1695
-    assert num_race_steps(2, 1) == 120
+    assert num_race_steps(9, 48, 1) == 57 * 15 + 33 * 15 + 21 * 30 == 1980
+    assert num_race_steps(9, 48, 2) == 2 * 1980
+    assert num_race_steps(9, 0, 1) == 540
