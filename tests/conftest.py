@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+# Models of tests are tiny: threads that wait for each other on a busy machine cost them a factor of
+# thirty. Set before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
