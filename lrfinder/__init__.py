@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lrfinder.checkpoints import CheckpointError
-from lrfinder.descriptions import describe
 from lrfinder.groups import (
     group_names,
     learning_rates,
@@ -14,6 +12,7 @@ from lrfinder.groups import (
     scale_learning_rate,
     set_learning_rate,
 )
+from lrfinder.groups.descriptions import describe
 from lrfinder.schedules import GroupSchedulers, build_scheduler, lr_table, scheduler_names
 from lrfinder.snapshots import preserved
 from lrfinder.stepping import evaluate
@@ -28,14 +27,15 @@ from lrfinder.tasks import (
 )
 from lrfinder.traces import Trace
 from lrfinder.training import StopTraining, train
+from lrfinder.training.checkpoints import CheckpointError
 
 __version__ = "0.1.0"
 
 # Rooms that need mlflow, optuna or matplotlib are loaded when one of their names is first used.
 _LAZY: dict[str, str] = {
-    "Arm": "lrfinder.arms",
-    "ArmComparison": "lrfinder.arms",
-    "Measure": "lrfinder.arms",
+    "Arm": "lrfinder.reporting.arms",
+    "ArmComparison": "lrfinder.reporting.arms",
+    "Measure": "lrfinder.reporting.arms",
     "Comparison": "lrfinder.comparing",
     "compare": "lrfinder.comparing",
     "CropAndFlip": "lrfinder.datasets",
@@ -44,50 +44,50 @@ _LAZY: dict[str, str] = {
     "EnvironmentLinkError": "lrfinder.environments",
     "given_options": "lrfinder.environments",
     "link_environment": "lrfinder.environments",
-    "arms_figure": "lrfinder.figures",
-    "ImageData": "lrfinder.images",
-    "image_folder": "lrfinder.images",
-    "Net": "lrfinder.networks",
-    "SimpleModel": "lrfinder.networks",
+    "arms_figure": "lrfinder.reporting.figures",
+    "ImageData": "lrfinder.datasets.images",
+    "image_folder": "lrfinder.datasets.images",
+    "Net": "lrfinder.shipped.networks",
+    "SimpleModel": "lrfinder.shipped.networks",
     "plot_lr_table": "lrfinder.plotting",
     "plot_range_test": "lrfinder.plotting",
     "plot_traces": "lrfinder.plotting",
     "RangeTest": "lrfinder.ranging",
     "range_test": "lrfinder.ranging",
-    "NullRecorder": "lrfinder.recorders",
-    "Recorder": "lrfinder.recorders",
+    "NullRecorder": "lrfinder.tracking.recorders",
+    "Recorder": "lrfinder.tracking.recorders",
     "Report": "lrfinder.reporting",
     "make_report": "lrfinder.reporting",
     "report_html": "lrfinder.reporting",
     "report_tables": "lrfinder.reporting",
     "best_hparams": "lrfinder.searching",
     "search": "lrfinder.searching",
-    "RecordError": "lrfinder.stores",
+    "RecordError": "lrfinder.tracking.stores",
     "Bracket": "lrfinder.suggestions",
     "Evidence": "lrfinder.suggestions",
     "RefusedSuggestion": "lrfinder.suggestions",
     "Suggestion": "lrfinder.suggestions",
     "MlflowRecorder": "lrfinder.tracking",
-    "train_task": "lrfinder.trials",
+    "train_task": "lrfinder.searching.trials",
 }
 
 if TYPE_CHECKING:
-    from lrfinder.arms import Arm, ArmComparison, Measure
     from lrfinder.comparing import Comparison, compare
     from lrfinder.datasets import CropAndFlip, Standardize, TensorLoader
+    from lrfinder.datasets.images import ImageData, image_folder
     from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
-    from lrfinder.figures import arms_figure
-    from lrfinder.images import ImageData, image_folder
-    from lrfinder.networks import Net, SimpleModel
     from lrfinder.plotting import plot_lr_table, plot_range_test, plot_traces
     from lrfinder.ranging import RangeTest, range_test
-    from lrfinder.recorders import NullRecorder, Recorder
     from lrfinder.reporting import Report, make_report, report_html, report_tables
+    from lrfinder.reporting.arms import Arm, ArmComparison, Measure
+    from lrfinder.reporting.figures import arms_figure
     from lrfinder.searching import best_hparams, search
-    from lrfinder.stores import RecordError
+    from lrfinder.searching.trials import train_task
+    from lrfinder.shipped.networks import Net, SimpleModel
     from lrfinder.suggestions import Bracket, Evidence, RefusedSuggestion, Suggestion
     from lrfinder.tracking import MlflowRecorder
-    from lrfinder.trials import train_task
+    from lrfinder.tracking.recorders import NullRecorder, Recorder
+    from lrfinder.tracking.stores import RecordError
 
 __all__ = [
     "Arm",

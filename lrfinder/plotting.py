@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfinder.curves import smoothed
 from lrfinder.schedules import Spec, lr_table
 from lrfinder.suggestions import Bracket, Suggestion
+from lrfinder.suggestions.curves import smoothed
 from lrfinder.sweeping import Ramp
 from lrfinder.traces import Trace
 

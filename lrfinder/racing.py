@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrfinder.batches import derived_seed
-from lrfinder.curves import log_mean
 from lrfinder.engines import Engine, Plan
+from lrfinder.engines.batches import derived_seed
 from lrfinder.suggestions import Evidence
+from lrfinder.suggestions.curves import log_mean
 
 Kind = Literal["equal", "joint", "group"]
 Lrs = Mapping[str, float]

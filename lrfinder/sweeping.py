@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrfinder.curves import Reading, read_ramp, stop_rule
 from lrfinder.engines import Engine, Plan
+from lrfinder.suggestions.curves import Reading, read_ramp, stop_rule
 from lrfinder.traces import Trace
 
 # Optimizers whose step is in proportion to the gradient, so that their LR has its unit.

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store with MLflow's tables, which take seconds to make: tests copy it."""
-    from lrfinder.stores import open_store
+    from lrfinder.tracking.stores import open_store
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     open_store(f"sqlite:///{path}")

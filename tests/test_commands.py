@@ -217,9 +217,7 @@ def test_main_tells_the_whole_story(
     assert f"runs/{run.info.run_id}" in output
 
 
-def test_compare_reads_runs_back(
-    place: MlflowClient, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_reads_runs_back(place: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
     for lr in ("0.01", "0.3"):
         assert main(["train", "--task", "own_tasks.py:make_task", "--lrs", lr]) == 0
     ids = [run.info.run_id for run in runs(place)]

@@ -26,7 +26,9 @@ def test_python_env_lists_the_dependencies() -> None:
 def test_no_room_is_open_to_the_commands() -> None:
     contracts = PYPROJECT["tool"]["importlinter"]["contracts"]
     (public_names,) = [contract for contract in contracts if contract["id"] == "public-names"]
-    rooms = [path.stem for path in (ROOT / "lrfinder").glob("*.py") if path.stem[0] != "_"]
+    package = ROOT / "lrfinder"
+    rooms = {path.stem for path in package.glob("*.py") if path.stem[0] != "_"}
+    rooms |= {path.parent.name for path in package.glob("*/__init__.py")} - {"commands"}
     assert sorted(public_names["forbidden_modules"]) == sorted(
         f"lrfinder.{room}" for room in rooms
     )

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import lrfinder
-from lrfinder.curves import combined
 from lrfinder.engines import SteppingEngine
 from lrfinder.snapshots import Snapshot
 from lrfinder.stepping import Replica
+from lrfinder.suggestions.curves import combined
 from lrfinder.sweeping import default_range, ramp_group, ramp_lrs, ramp_together
 from tests.helpers import Quadratic, quadratic_groups, quadratic_loss
 

@@ -1,0 +1,240 @@
+"""Comparing: recorded runs side by side, as a frame, a table and a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfinder.comparing.histories import Curve, RecordedRun, read_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+Direction: TypeAlias = Literal["minimize", "maximize"]
+
+# Okabe and Ito (2008), "Color Universal Design": told apart by colour-blind people. Its yellow is
+# left out, since it cannot be read on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GROUP_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
+MARKERS = ("", "o", "s", "^", "D")  # for the runs after those that used up the colours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        runs: In the order in which they were named, else the newest first.
+        metric: What they are compared by.
+        direction: Whether it is better low or high.
+    """
+
+    runs: tuple[RecordedRun, ...]
+    metric: str
+    direction: Direction = "minimize"
+
+    def final(self, run: RecordedRun) -> float:
+        """The last value of the metric; NaN where the run has none."""
+        _, values = run.curves.get(self.metric, _NO_CURVE)
+        return float(values[-1]) if len(values) else math.nan
+
+    def best(self, run: RecordedRun) -> tuple[float, int | None]:
+        """The best finite value of the metric, and its step; (NaN, None) where there is none."""
+        steps, values = run.curves.get(self.metric, _NO_CURVE)
+        finite = np.flatnonzero(np.isfinite(values))
+        if not len(finite):
+            return math.nan, None
+        signed = values[finite] if self.direction == "minimize" else -values[finite]
+        index = finite[np.argmin(signed)]
+        return float(values[index]), int(steps[index])
+
+    @property
+    def winner(self) -> RecordedRun | None:
+        """The run with the best value of the metric; None where no run has a finite one."""
+        rated = [(self.best(run)[0], run) for run in self.runs if self.best(run)[1] is not None]
+        choose = min if self.direction == "minimize" else max
+        return choose(rated, key=lambda pair: pair[0])[1] if rated else None
+
+    @property
+    def differing(self) -> list[str]:
+        """The hparams that are not the same in every run."""
+        names = sorted({name for run in self.runs for name in run.hparams})
+        return [name for name in names if len({run.hparams.get(name) for run in self.runs}) > 1]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each run.
+
+        Columns: run, name, the hparams that differ, final, best and best_step of the metric, steps
+        and status.
+        """
+        import pandas as pd
+
+        rows = []
+        for run in self.runs:
+            best, best_step = self.best(run)
+            rows.append(
+                {
+                    "run": run.run_id,
+                    "name": run.name,
+                    **{name: _number(run.hparams.get(name)) for name in self.differing},
+                    "final": self.final(run),
+                    "best": best,
+                    "best_step": best_step,
+                    "steps": run.num_steps,
+                    "status": run.status,
+                }
+            )
+        return pd.DataFrame(rows).astype({"best_step": "Int64"})
+
+    def table(self) -> Table:
+        """The frame as a rich table; the best run is marked with `*`."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.metric} of {len(self.runs)} runs")
+        table.add_column("name")
+        for name in self.differing:
+            table.add_column(name.removeprefix("cfg/"))
+        for name in ("final", "best", "at step", "steps"):
+            table.add_column(name, justify="right")
+        table.add_column("status")
+        winner = self.winner
+        for run in self.runs:
+            best, best_step = self.best(run)
+            hparams = [run.hparams.get(name) for name in self.differing]
+            name = f"{run.name} *" if run is winner else run.name
+            cells = [name, *hparams, self.final(run), best, best_step, run.num_steps, run.status]
+            table.add_row(*map(_cell, cells), style="bold" if run is winner else None)
+        return table
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> NDArray[Any]:
+        """LR trajectories above, losses below, on one axis of optimizer steps. Shows nothing.
+
+        A colour is a run, a line style is a param group. Below, the thin lines are `train/loss`.
+
+        Args:
+            axes: Two Axes to draw on; None for those of a new figure.
+
+        Returns:
+            The two Axes, shape (2,); `axes[0].figure` is the figure.
+        """
+        if axes is None:
+            from matplotlib.figure import Figure
+
+            figure = Figure(figsize=(8, 7), layout="constrained")
+            pair = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+        else:
+            pair = np.empty(2, dtype=object)
+            pair[:] = list(axes)
+        _plot_lrs(pair[0], self.runs)
+        _plot_losses(pair[1], self.runs, self.metric)
+        return np.asarray(pair)
+
+
+_NO_CURVE: Curve = (np.zeros(0, dtype=np.int64), np.zeros(0))
+
+
+def compare(
+    runs: str | Iterable[str] | None = None,
+    *,
+    experiment: str | None = None,
+    metric: str = "val/loss",
+    direction: Direction = "minimize",
+    filter: str | None = None,
+    tracking_uri: str | None = None,
+) -> Comparison:
+    """Read runs back from MLflow, with their whole curves, and put them side by side.
+
+    Args:
+        runs: Ids or names. An id of a run with children stands for its children, and a name for
+            all runs of that name. None for the 12 newest runs of the experiment with the metric.
+        experiment: The name of the experiment in which names are looked for; None for the one of
+            MLflow's environment, else "Default".
+        metric: What they are compared by.
+        direction: Whether it is better low ("minimize") or high ("maximize").
+        filter: An expression of MLflow's search which every run must satisfy too, as
+            "params.`cfg/seed` = '0'".
+        tracking_uri: None for `mlflow.get_tracking_uri()`.
+
+    Raises:
+        ValueError: If there is no such experiment, run or metric; what there is is listed.
+        RecordError: If the store cannot be read.
+    """
+    if direction not in ("minimize", "maximize"):
+        raise ValueError(f"`direction` must be 'minimize' or 'maximize', but got {direction!r}.")
+    read = read_runs(
+        runs, experiment=experiment, metric=metric, filter=filter, tracking_uri=tracking_uri
+    )
+    return Comparison(runs=read, metric=metric, direction=direction)
+
+
+def _number(text: str | None) -> Any:
+    """A param as a number, if it is one."""
+    for kind in (int, float):
+        try:
+            return kind(text)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            pass
+    return text
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+
+
+def _style(index: int) -> dict[str, Any]:
+    marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 4}
+
+
+def _labels(runs: Sequence[RecordedRun]) -> list[str]:
+    """The runs' names, with the start of the id where two have the same."""
+    names = [run.name for run in runs]
+    return [
+        run.name if names.count(run.name) == 1 else f"{run.name} ({run.run_id[:6]})"
+        for run in runs
+    ]
+
+
+def _plot_lrs(axes: Axes, runs: Sequence[RecordedRun]) -> None:
+    from matplotlib.lines import Line2D
+
+    groups = list(dict.fromkeys(group for run in runs for group in run.lrs))
+    for index, run in enumerate(runs):
+        for group, (steps, lrs) in run.lrs.items():
+            line = GROUP_LINES[groups.index(group) % len(GROUP_LINES)]
+            axes.plot(steps, lrs, linestyle=line, markevery=0.1, **_style(index))
+    if any(np.any(lrs > 0) for run in runs for _, lrs in run.lrs.values()):
+        axes.set_yscale("log")  # an LR of 0 is a gap in it
+    axes.set_ylabel("learning rate")
+    if groups:
+        styles = [GROUP_LINES[i % len(GROUP_LINES)] for i in range(len(groups))]
+        handles = [Line2D([], [], color="0.3", linestyle=style) for style in styles]
+        axes.legend(handles, groups, title="param group", fontsize="small")
+
+
+def _plot_losses(axes: Axes, runs: Sequence[RecordedRun], metric: str) -> None:
+    from matplotlib.lines import Line2D
+
+    for index, run in enumerate(runs):
+        style = _style(index)
+        if metric != "train/loss" and "train/loss" in run.curves:
+            axes.plot(*run.curves["train/loss"], color=style["color"], linewidth=0.6, alpha=0.35)
+        if metric in run.curves:
+            if len(run.curves[metric][0]) < 3:
+                style["marker"] = "o"  # a line of one point cannot be seen
+            axes.plot(*run.curves[metric], linewidth=1.8, markevery=0.1, **style)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(metric if metric == "train/loss" else f"{metric} (thin: train/loss)")
+    handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(runs))]
+    axes.legend(handles, _labels(runs), fontsize="small")

@@ -1,0 +1,308 @@
+"""Deciding: the course of a range test. Ramps, then a race, then what follows from the two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lrfinder.engines import Engine
+from lrfinder.racing import (
+    LINE,
+    RUNGS,
+    Candidate,
+    Race,
+    box,
+    line,
+    measure_evidence,
+    middle_of_best,
+    num_race_steps,
+    race,
+    sobol_seeds,
+)
+from lrfinder.suggestions import Bracket, Evidence, Suggestion, ramp_bracket, refused, with_lr
+from lrfinder.suggestions.curves import BracketStatus, Reading, combined
+from lrfinder.sweeping import HELD_AT, Ramp, ramp_group, ramp_lrs, ramp_together
+
+Progress = Callable[[str, int, int], None]
+
+LONG_BURSTS = 8  # a training of so many bursts is long, and gets the back-off
+EXTENSION = 100.0  # a range in which the loss falls to the end is extended by this factor, once
+BACK_OFF = 0.2  # decades: short races favour LRs that are too high for a long training
+RAMP_MARGIN = 0.5  # decades below the minimum of a ramp, where no race decides
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a range test spends.
+
+    Args:
+        box_candidates: Candidates in each of the two boxes, beside the line of one LR.
+        race_orders: Batch orders of the race.
+        evidence_orders: Fresh batch orders on which the winner and the control are compared.
+    """
+
+    box_candidates: int
+    race_orders: int
+    evidence_orders: int
+
+
+EFFORTS: dict[str, Effort | None] = {
+    "brackets": None,
+    "quick": Effort(box_candidates=12, race_orders=1, evidence_orders=2),
+    "standard": Effort(box_candidates=24, race_orders=1, evidence_orders=3),
+    "thorough": Effort(box_candidates=24, race_orders=2, evidence_orders=4),
+}
+
+
+@dataclass(kw_only=True)
+class RangeRun:
+    """One range test: what was asked, and what was found so far.
+
+    Args:
+        engine: What trains the replicas; whoever calls puts the model back.
+        own: Group -> LR that the optimizer has.
+        groups: Groups to test.
+        without_gradient: Those of them that get no gradient.
+        keep_ratios: Whether the ratios of the groups' own LRs are kept.
+        lrs: Start, end and number of steps of a ramp.
+        effort: Of the race; None for ramps only.
+        planned_steps: Of the training to come, or None.
+        replicas: Batch orders of each ramp.
+        seed: Of the candidates.
+        val_every: Steps between two validations in a ramp; 0 for none.
+        progress: As in `lrfinder.range_test`.
+    """
+
+    engine: Engine
+    own: Mapping[str, float]
+    groups: Sequence[str]
+    without_gradient: Sequence[str]
+    keep_ratios: bool
+    lrs: tuple[float, float, int]
+    effort: Effort | None
+    planned_steps: int | None
+    replicas: int
+    seed: int
+    val_every: int
+    progress: Progress | None
+    ramps: list[Ramp] = field(default_factory=list)
+    race: Race | None = None
+    messages: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tested = [name for name in self.groups if name not in self.without_gradient]
+        self.held = {name: lr for name, lr in self.own.items() if name not in self.tested}
+        self.one_lr = self.keep_ratios or len(self.tested) == 1
+        highest = max((self.own[name] for name in self.tested), default=0.0)
+        keep = self.keep_ratios and len(self.tested) > 1
+        self.ratios = {name: self.own[name] / highest if keep else 1.0 for name in self.tested}
+
+    def run(self) -> Suggestion:
+        """Ramp, race and decide."""
+        if not self.tested:
+            return self._refusal(None)
+        joint = self._ramp(None)
+        reading = combined(joint)
+        if reading.status == "edge":
+            joint = self._extended()
+            reading = combined(joint)
+        if reading.status != "ok":
+            return self._refusal(reading)
+        readings = {} if self.one_lr else {name: self._ramp(name, reading) for name in self.tested}
+        brackets = {
+            name: ramp_bracket(readings.get(name, joint), reading, self.ratios[name])
+            for name in self.tested
+        }
+        if self.effort is None:
+            return self._from_ramps(reading, brackets)
+        self.race = self._race(self.effort, reading, readings)
+        return self._from_race(self.effort, self.race, brackets)
+
+    # -- ramps ------------------------------------------------------------------------------------
+
+    def _ramp(self, group: str | None, joint: Reading | None = None) -> list[Reading]:
+        """Ramp one group, or all together, and read it on each batch order."""
+        lrs = ramp_lrs(*self.lrs)
+        options: Any = {
+            "replicas": self.replicas,
+            "val_every": self.val_every,
+            "on_ramp": lambda steps: self._tell("ramps"),
+        }
+        if group is None or joint is None:
+            ramps = ramp_together(self.engine, self.ratios, self.held, lrs, **options)
+        else:
+            low = {name: joint.minimum * HELD_AT for name in self.tested if name != group}
+            ramps = ramp_group(self.engine, group, self.held | low, lrs, **options)
+        self.ramps += ramps
+        return [ramp.read() for ramp in ramps]
+
+    def _extended(self) -> list[Reading]:
+        """The joint ramps again, further up and as steep as before; the first ones are dropped."""
+        start, end, num_steps = self.lrs
+        decades = math.log10(end / start)
+        more = math.ceil(num_steps * math.log10(EXTENSION) / decades)
+        self.lrs = (start, end * EXTENSION, num_steps + more)
+        self.ramps.clear()
+        self.messages.append(
+            f"The loss was still falling at LR {end:.2g}, so the ramps were extended to "
+            f"{end * EXTENSION:.2g}."
+        )
+        return self._ramp(None)
+
+    def _from_ramps(self, joint: Reading, brackets: dict[str, Bracket]) -> Suggestion:
+        if not self.one_lr:
+            message = "A ramp brackets, but does not decide between groups: take effort='quick'."
+            made = {
+                name: refused(bracket, status="bracket_only", message=message)
+                if bracket.status in ("ok", "noisy")
+                else bracket
+                for name, bracket in brackets.items()
+            }
+            return self._suggestion({}, made)
+        lr = joint.minimum * 10**-RAMP_MARGIN
+        lrs = {name: lr * self.ratios[name] for name in self.tested}
+        made = {name: with_lr(brackets[name], lr) for name, lr in lrs.items()}
+        return self._suggestion(lrs, made)
+
+    # -- the race ---------------------------------------------------------------------------------
+
+    def _race(
+        self, effort: Effort, joint: Reading, readings: Mapping[str, Sequence[Reading]]
+    ) -> Race:
+        candidates: list[Candidate] = line(joint.minimum, self.ratios, self.held)
+        if not self.one_lr:
+            minima = dict.fromkeys(self.tested, joint.minimum)
+            # A group whose own ramp shows no minimum is tried around the joint one.
+            own = {
+                name: reading.minimum if reading.status in ("ok", "edge") else joint.minimum
+                for name, reading in ((name, combined(readings[name])) for name in self.tested)
+            }
+            first, second = sobol_seeds(self.seed)
+            count = effort.box_candidates
+            candidates += box("joint", minima, self.held, count=count, seed=first)
+            candidates += box("group", own, self.held, count=count, seed=second)
+        return race(
+            self.engine,
+            candidates,
+            num_orders=effort.race_orders,
+            on_steps=lambda steps: self._tell("race"),
+        )
+
+    def _from_race(self, effort: Effort, race: Race, brackets: dict[str, Bracket]) -> Suggestion:
+        if not race.best:
+            return self._race_refusal(race, brackets)
+        control: Mapping[str, float] | None = None
+        if race.control is not None:
+            control = race.control.lrs
+        evidence = None
+        lrs: Mapping[str, float] = middle_of_best(race)
+        if self.one_lr:
+            lrs = control or race.best[0].lrs
+        elif control is not None:
+            evidence = self._evidence(effort, lrs, control)
+            if evidence.advantage == -math.inf:
+                # The middle was not raced itself, and what diverges is not suggested.
+                lrs = race.best[0].lrs
+                evidence = self._evidence(effort, lrs, control)
+        factor = self._back_off()
+        lrs = {name: lrs[name] * factor for name in self.tested}
+        if control is not None:
+            control = {name: control[name] * factor for name in self.tested}
+        made = {}
+        for name, lr in lrs.items():
+            top = [standing.lrs[name] for standing in race.best]
+            best = None if self.one_lr else (min(top), max(top))
+            made[name] = with_lr(brackets[name], lr, best)
+        return self._suggestion(lrs, made, control, evidence)
+
+    def _evidence(
+        self, effort: Effort, lrs: Mapping[str, float], control: Mapping[str, float]
+    ) -> Evidence:
+        first = max(self.replicas, effort.race_orders)
+        return measure_evidence(
+            self.engine,
+            lrs,
+            control,
+            orders=range(first, first + effort.evidence_orders),
+            on_steps=lambda steps: self._tell("evidence"),
+        )
+
+    def _back_off(self) -> float:
+        if self.planned_steps is None or self.planned_steps < LONG_BURSTS * RUNGS[-1]:
+            return 1.0
+        self.messages.append(
+            f"All LRs are lowered by {BACK_OFF} decades for a training of {self.planned_steps:,} "
+            f"steps: a race of {RUNGS[-1]} favours LRs that are too high for a long one."
+        )
+        return 10**-BACK_OFF
+
+    # -- refusals ---------------------------------------------------------------------------------
+
+    def _refusal(self, reading: Reading | None) -> Suggestion:
+        """No group gets an LR, since the joint ramp shows none."""
+        if reading is None:
+            return self._suggestion({}, {})
+        made = {
+            name: Bracket(
+                low=reading.low * self.ratios[name],
+                suggested=None,
+                high=reading.high * self.ratios[name],
+                spread=math.nan,
+                status=reading.status,
+                message=reading.message,
+            )
+            for name in self.tested
+        }
+        return self._suggestion({}, made)
+
+    def _race_refusal(self, race: Race, brackets: dict[str, Bracket]) -> Suggestion:
+        diverged = all(standing.diverged for standing in race.standings)
+        status: BracketStatus = "diverged" if diverged else "flat"
+        message = (
+            "Every candidate of the race diverged. Warm up, clip the gradients, or lower the LRs."
+            if diverged
+            else f"No candidate made the loss fall below its start within {RUNGS[-1]} steps. Take "
+            "larger batches (options.accumulation) or effort='thorough'."
+        )
+        made = {
+            name: refused(bracket, status=status, message=message)
+            for name, bracket in brackets.items()
+        }
+        return self._suggestion({}, made)
+
+    # -- the whole --------------------------------------------------------------------------------
+
+    def _suggestion(
+        self,
+        lrs: Mapping[str, float],
+        made: Mapping[str, Bracket],
+        control: Mapping[str, float] | None = None,
+        evidence: Evidence | None = None,
+    ) -> Suggestion:
+        """With brackets in the optimizer's order, and for the groups that could not be tested."""
+        start, end, _ = self.lrs
+        message = (
+            "No gradient reaches its parameters. Check that they are used by the loss and have "
+            "requires_grad=True, or leave the group out with `groups`."
+        )
+        dead = Bracket(start, None, end, math.nan, "flat", message)
+        brackets = {name: made.get(name, dead) for name in self.groups}
+        return Suggestion(lrs, brackets, control, evidence, " ".join(self.messages))
+
+    # -- cost -------------------------------------------------------------------------------------
+
+    def _tell(self, stage: str) -> None:
+        if self.progress is not None:
+            self.progress(stage, self.engine.steps, max(self.most_steps(), self.engine.steps))
+
+    def most_steps(self) -> int:
+        """Optimizer steps if nothing diverges and every state fits into the budget."""
+        num_ramps = 1 if self.one_lr else 1 + len(self.tested)
+        steps = 1 + num_ramps * self.replicas * self.lrs[2]
+        if self.effort is not None:
+            boxes = 0 if self.one_lr else 2 * self.effort.box_candidates
+            steps += num_race_steps(len(LINE), boxes, self.effort.race_orders)
+            steps += 0 if self.one_lr else 2 * self.effort.evidence_orders * RUNGS[-1]
+        return steps

@@ -1,0 +1,257 @@
+"""Searching: Optuna proposes learning rates and a schedule; each trial is one training.
+
+The search starts warm: the range test's brackets bound it, and its first trials are what the range
+test suggests, the best single LR that it found, and the middle of these. So it does not end worse
+than they do on the metric that it minimises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lrfinder.ranging import RangeTest, range_test
+from lrfinder.searching.spaces import Interval, Space, check_schedule, make_space
+from lrfinder.searching.studies import (
+    SPACE_KEY,
+    Direction,
+    begin_study,
+    check_same_search,
+    count_done,
+    make_pruner,
+    make_sampler,
+    open_study,
+    quiet_optuna,
+    was_begun,
+)
+from lrfinder.searching.trials import Trials
+from lrfinder.snapshots import random_state, set_random_state
+from lrfinder.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
+
+    from lrfinder.tracking.recorders import Recorder
+
+OnTrial = Callable[[optuna.Study, FrozenTrial], None]
+
+
+def search(
+    task: Task,
+    n_trials: int,
+    *,
+    schedule: str = "StepLR",
+    warm_start: RangeTest | None = None,
+    storage: str | BaseStorage | None = None,
+    study_name: str | None = None,
+    sampler: str | BaseSampler | None = None,
+    pruner: str | BasePruner | None = None,
+    recorder: Recorder | None = None,
+    engine: str = "auto",
+    seed: int = 0,
+    num_epochs: int | None = None,
+    device: str | torch.device = "auto",
+    metric: str = "val/loss",
+    direction: Direction = "minimize",
+    on_trial: OnTrial | None = None,
+) -> optuna.Study:
+    """Search a learning rate for each group and a schedule for them.
+
+    Searched, on log scales: the LR of a reference group and the ratio of each other group to it,
+    inside the range test's brackets; and the schedule's `gamma` and `step_size` (StepLR), `gamma`
+    and two milestones (MultiStepLR), `gamma` (ExponentialLR), or the end of the annealing
+    (CosineAnnealingLR). Each trial is one `train` of the task, made afresh from the same seed; the
+    objective is the metric after its last epoch.
+
+    A training that diverges is a result: its trial is pruned, with the reason as its user
+    attribute `reason`. A trial that raises fails, with its reason too, and the search goes on.
+    Ctrl-C ends the trial and the search; the same call goes on from there where there is a
+    storage.
+
+    Args:
+        task: What to train; it needs a `val_loader`.
+        n_trials: Trials in all, >= 1. A study that is there already counts: what it has finished
+            is not done again.
+        schedule: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR.
+        warm_start: A range test of the task; None measures one first, of effort "quick".
+        storage: URL of a database, as "sqlite:///study.db", or an Optuna storage; None keeps the
+            study in memory.
+        study_name: The study's name in the storage; by default `<task>-<schedule>`.
+        sampler: A class name of `optuna.samplers` or an object; by default a multivariate TPE.
+        pruner: A class name of `optuna.pruners` or an object; by default the median of the trials
+            before.
+        recorder: Gets one child run for each trial. The trial's `mlflow_run_id` and the run's tag
+            `optuna.trial_number` link the two.
+        engine: "auto" or "stepping": what the range test runs on; trials are trained one after the
+            other.
+        seed: Of the trainings, the sampler and the range test.
+        num_epochs: Length of a trial; by default the task's.
+        device: As in `Task.start`.
+        metric: "val/loss" or "val/<metric>" of the task.
+        direction: Whether the metric is better low or high.
+        on_trial: Called with the study and each trial that has ended.
+
+    Returns:
+        The study. `lrfinder.best_hparams(study)` is what to train with.
+
+    Raises:
+        ValueError: If an argument is out of its bounds, the storage cannot be opened, or the study
+            of that name searches something else.
+    """
+    epochs = task.num_epochs if num_epochs is None else num_epochs
+    _check_arguments(
+        task,
+        n_trials,
+        epochs,
+        schedule=schedule,
+        metric=metric,
+        direction=direction,
+        engine=engine,
+    )
+    here = {"task": task.name, "seed": seed, "metric": metric, "direction": direction}
+    here |= {"group_names": list(task.groups), "schedule": schedule, "num_epochs": epochs}
+
+    def measured() -> tuple[Space, list[dict[str, float]]]:
+        result = warm_start or _measure(
+            task, seed=seed, device=device, engine=engine, num_epochs=epochs
+        )
+        return _space_and_starts(result, task, schedule=schedule, num_epochs=epochs)
+
+    with quiet_optuna(), _random_states_kept():
+        make_sampler(sampler, seed=seed, n_trials=n_trials)  # a bad name is told before all else
+        made_pruner = make_pruner(pruner, num_epochs=epochs)
+        name = study_name or f"{task.name}-{schedule}"
+        with open_study(storage, name, direction=direction) as study:
+            if was_begun(study):
+                given = {} if warm_start is None else measured()[0].to_dict()
+                space = check_same_search(study, here | given)
+            else:
+                space, starts = measured()
+                begin_study(study, here | space.to_dict(), starts)
+        # A seeded sampler that starts again would propose what it proposed before.
+        moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
+        study.sampler = make_sampler(sampler, seed=moved, n_trials=n_trials)
+        study.pruner = made_pruner
+        trials = Trials(task, space, metric=metric, seed=seed, device=device, recorder=recorder)
+        if recorder is not None:
+            recorder.set_tags({"optuna.study_name": study.study_name})
+            recorder.log_dict(study.user_attrs[SPACE_KEY], "search_space.json")
+        callbacks = [trials.after_trial, *([on_trial] if on_trial is not None else [])]
+        while count_done(study) < n_trials:
+            study.optimize(trials.run, n_trials=1, catch=(Exception,), callbacks=callbacks)
+    return study
+
+
+def best_hparams(study: optuna.Study) -> dict[str, Any]:
+    """What the best trial used: `{"lrs": {group: lr}, "schedule": spec}`, ready for `train`.
+
+    Raises:
+        ValueError: If no trial was completed, or the study is none of `lrfinder.search`.
+    """
+    trials = study.get_trials(deepcopy=False)
+    if not any(trial.state is TrialState.COMPLETE for trial in trials):
+        reasons = {trial.user_attrs["reason"] for trial in trials if "reason" in trial.user_attrs}
+        raise ValueError(
+            f"Study {study.study_name!r} must have a completed trial, "
+            f"but none of its {len(trials)} was completed. "
+            + (f"Their reasons: {'; '.join(sorted(reasons))}" if reasons else "Run more trials.")
+        )
+    hparams: dict[str, Any] | None = study.best_trial.user_attrs.get("hparams")
+    if hparams is None:
+        raise ValueError(
+            f"Study {study.study_name!r} must be one of `lrfinder.search`, but it is not."
+        )
+    return hparams
+
+
+def _check_arguments(
+    task: Task,
+    n_trials: int,
+    num_epochs: int,
+    *,
+    schedule: str,
+    metric: str,
+    direction: str,
+    engine: str,
+) -> None:
+    for name, value in (("n_trials", n_trials), ("num_epochs", num_epochs)):
+        if value < 1:
+            raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
+    check_schedule(schedule)
+    if task.val_loader is None:
+        raise ValueError(
+            f"Task {task.name!r} must have a `val_loader` for a search, but it has none."
+        )
+    metrics = ["val/loss", *(f"val/{name}" for name in task.metrics)]
+    if metric not in metrics:
+        raise ValueError(f"`metric` must be one of {', '.join(metrics)}, but got {metric!r}.")
+    if direction not in ("minimize", "maximize"):
+        raise ValueError(f"`direction` must be 'minimize' or 'maximize', but got {direction!r}.")
+    if engine not in ("auto", "stepping"):
+        raise ValueError(f"`engine` must be 'auto' or 'stepping', but got {engine!r}.")
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Each trial seeds the random states of the process; its owner gets them back."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def _measure(
+    task: Task,
+    *,
+    seed: int,
+    device: str | torch.device,
+    engine: str,
+    num_epochs: int,
+) -> RangeTest:
+    started = task.start(seed, device=device)
+    length = len(started.train_loader) if isinstance(started.train_loader, Sized) else None
+    return range_test(
+        started.model,
+        started.optimizer,
+        task.loss_fn,
+        started.train_loader,
+        effort="quick",
+        options=task.options,
+        planned_steps=None if length is None else num_epochs * length,
+        seed=seed,
+        engine=engine,
+    )
+
+
+def _space_and_starts(
+    result: RangeTest, task: Task, *, schedule: str, num_epochs: int
+) -> tuple[Space, list[dict[str, float]]]:
+    """The space that a range test bounds, and the parameters of the first trials."""
+    suggestion = result.suggestion
+    if set(suggestion.brackets) != set(task.groups):
+        raise ValueError(
+            f"`warm_start` must be a range test of the groups of task {task.name!r} "
+            f"({', '.join(task.groups)}), but it is one of {', '.join(suggestion.brackets)}."
+        )
+    points = [dict(lrs) for lrs in (suggestion.lrs, suggestion.control) if lrs]
+    if len(points) == 2:
+        # Short races exaggerate how far groups should be apart: halfway to the control is a hedge.
+        own, control = points
+        points.append({name: math.sqrt(own[name] * control[name]) for name in own})
+    brackets: dict[str, Interval | None] = {}
+    for name in task.groups:
+        bracket = suggestion.brackets[name]
+        usable = bracket.status in ("ok", "noisy", "bracket_only")
+        brackets[name] = (bracket.low, bracket.high) if usable else None
+    space = make_space(brackets, schedule=schedule, num_epochs=num_epochs, include=points)
+    starts = [space.params(lrs) for lrs in points]
+    return space, [params for params in starts if params is not None]

@@ -1,0 +1,228 @@
+"""Studies: making an Optuna study, its sampler and its pruner, safely and quietly."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from lrfinder.searching.spaces import Space
+
+Direction = Literal["minimize", "maximize"]
+
+# The study's own note of what it searches.
+SPACE_KEY = "lrfinder.space"
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Optuna logs errors alone in here; its verbosity is put back after."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def make_sampler(sampler: str | BaseSampler | None, *, seed: int, n_trials: int) -> BaseSampler:
+    """A sampler of its class name in `optuna.samplers`; None for a multivariate TPE.
+
+    Raises:
+        ValueError: If there is no such class, or it cannot be made without arguments.
+    """
+    if isinstance(sampler, BaseSampler):
+        return sampler
+    if sampler is None or sampler == "TPESampler":
+        # A third of a short search is enough to begin with: its first trials come from the range
+        # test.
+        startup = min(10, max(3, n_trials // 3))
+        return optuna.samplers.TPESampler(
+            multivariate=True, constant_liar=True, n_startup_trials=startup, seed=seed
+        )
+    made = _make("sampler", sampler, optuna.samplers, BaseSampler, seed=seed)
+    assert isinstance(made, BaseSampler)
+    return made
+
+
+def make_pruner(pruner: str | BasePruner | None, *, num_epochs: int) -> BasePruner:
+    """A pruner of its class name in `optuna.pruners`; None for the median of the trials before.
+
+    Raises:
+        ValueError: If there is no such class, or it cannot be made without arguments.
+    """
+    if isinstance(pruner, BasePruner):
+        return pruner
+    if pruner is None or pruner == "MedianPruner":
+        # A trial whose LR decays late looks bad early: its first third is never judged.
+        return optuna.pruners.MedianPruner(
+            n_startup_trials=4, n_warmup_steps=max(1, num_epochs // 3)
+        )
+    made = _make("pruner", pruner, optuna.pruners, BasePruner)
+    assert isinstance(made, BasePruner)
+    return made
+
+
+def _make(kind: str, name: str, module: Any, base: type, **arguments: Any) -> object:
+    classes = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and not key.startswith(("Base", "_"))
+    }
+    if name not in classes:
+        raise ValueError(
+            f"`{kind}` must be one of {', '.join(sorted(classes))}, but got {name!r}."
+        )
+    for options in (arguments, {}):
+        try:
+            made: object = classes[name](**options)
+        except TypeError:
+            continue  # not every sampler takes a seed, and some need more than we know
+        except ImportError as error:
+            raise ValueError(
+                f"`{kind}` {name} needs a package that is not installed: {error}"
+            ) from error
+        return made
+    raise ValueError(
+        f"`{kind}` {name} must be given as an object, for it needs arguments: "
+        f"optuna.{kind}s.{name}(...)."
+    )
+
+
+@contextmanager
+def open_study(
+    storage: str | BaseStorage | None, study_name: str | None, *, direction: Direction
+) -> Iterator[optuna.Study]:
+    """The study of that name, made if it is not there; other processes that open it wait.
+
+    A fresh database that several processes open at once crashes most of them while its tables are
+    made, and a study that several begin would be begun several times.
+
+    Raises:
+        ValueError: If the storage cannot be opened and written.
+    """
+    with _lock(storage):
+        try:
+            study = optuna.create_study(
+                storage=storage, study_name=study_name, direction=direction, load_if_exists=True
+            )
+        except (
+            OSError,
+            SQLAlchemyError,
+            optuna.exceptions.StorageInternalError,
+            ImportError,
+        ) as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ValueError(
+                "`storage` must be a database that can be opened and written, "
+                f"but got {_shown(storage)}: {reason}"
+            ) from error
+        yield study
+
+
+def was_begun(study: optuna.Study) -> bool:
+    """Whether `lrfinder.search` began the study.
+
+    Raises:
+        ValueError: If something else did.
+    """
+    if SPACE_KEY in study.user_attrs:
+        return True
+    if any(trial.state is not TrialState.WAITING for trial in study.get_trials(deepcopy=False)):
+        raise ValueError(
+            f"Study {study.study_name!r} must be one of `lrfinder.search` to go on with, "
+            "but it was made by something else. Give another study_name."
+        )
+    return False
+
+
+def begin_study(
+    study: optuna.Study, note: Mapping[str, Any], starts: Iterable[Mapping[str, float]]
+) -> None:
+    """Note what the study searches, and put its first trials in the queue.
+
+    The note comes last: a process that is killed in between leaves a study that was not begun, and
+    the next one puts the same trials in the queue, which holds each once.
+    """
+    for params in starts:
+        study.enqueue_trial(dict(params), skip_if_exists=True)
+    study.set_user_attr(SPACE_KEY, dict(note))
+
+
+def check_same_search(study: optuna.Study, here: Mapping[str, Any]) -> Space:
+    """The study's own space.
+
+    Args:
+        study: One that was begun.
+        here: What this call searches, as far as it says so; it must be what the study notes.
+
+    Raises:
+        ValueError: If this call searches something else; it shows the differences.
+    """
+    there: dict[str, Any] = study.user_attrs[SPACE_KEY]
+    differences = [
+        f"{key} is {there.get(key)!r} there and {value!r} here"
+        for key, value in here.items()
+        if there.get(key) != value
+    ]
+    if differences:
+        raise ValueError(
+            f"Study {study.study_name!r} must search the same space to go on with, "
+            f"but {'; '.join(differences)}. "
+            "Give another study_name, or the arguments that it was begun with."
+        )
+    return Space.from_dict(there)
+
+
+def count_done(study: optuna.Study) -> int:
+    """Trials that have ended; one that Ctrl-C ended does not count, for it is to be made up."""
+    return sum(
+        trial.state.is_finished() and not trial.user_attrs.get("interrupted", False)
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def _lock(storage: str | BaseStorage | None) -> AbstractContextManager[Any]:
+    """A lock that all processes of this machine share for one database; none for one in memory."""
+    if not isinstance(storage, str):
+        return nullcontext()
+    try:
+        url = make_url(storage)
+        url.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ValueError(
+            "`storage` must be the URL of a database, as 'sqlite:///study.db', an optuna storage, "
+            f"or None, but got {storage!r}."
+        ) from error
+    if url.get_backend_name() != "sqlite":
+        key = hashlib.sha256(storage.encode()).hexdigest()[:16]
+        return FileLock(Path(tempfile.gettempdir()) / f"lrfinder-study-{key}.lock")
+    if not url.database or url.database == ":memory:":
+        return nullcontext()
+    path = Path(url.database)
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"`storage` must lie in a folder that exists, but {path.parent} does not exist."
+        )
+    return FileLock(path.with_name(f"{path.name}.lock"))
+
+
+def _shown(storage: str | BaseStorage | None) -> str:
+    return make_url(storage).render_as_string() if isinstance(storage, str) else repr(storage)

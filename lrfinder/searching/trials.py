@@ -1,0 +1,161 @@
+"""Trials: one training for each trial of a study, with its reports, its pruning and its record."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lrfinder.groups import set_learning_rate
+from lrfinder.schedules import Spec
+from lrfinder.searching.spaces import Space
+from lrfinder.tasks import Task
+from lrfinder.traces import Trace
+from lrfinder.training import OnEpoch, StepRecorder, StopTraining, train
+
+if TYPE_CHECKING:
+    import torch
+
+    from lrfinder.tracking.recorders import Recorder
+
+
+def train_task(
+    task: Task,
+    *,
+    lrs: float | Mapping[str, float] | None = None,
+    schedule: Spec | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    num_epochs: int | None = None,
+    recorder: StepRecorder | None = None,
+    checkpoint: str | Path | None = None,
+    on_epoch: OnEpoch | None = None,
+    verbose: bool = False,
+) -> Trace:
+    """Train a task, made afresh from a seed, and return what happened.
+
+    Args:
+        task: What to train.
+        lrs: One LR for all groups, or one for each or for some; None for the optimizer's own.
+        schedule: A spec of `lrfinder.build_scheduler`; None for constant LRs.
+        seed: Of the weights, the order of the batches and all else that is random.
+        device: As in `Task.start`.
+        num_epochs: By default the task's.
+        recorder: As in `lrfinder.train`.
+        checkpoint: As in `lrfinder.train`.
+        on_epoch: As in `lrfinder.train`.
+        verbose: As in `lrfinder.train`.
+    """
+    started = task.start(seed, device=device)
+    if lrs is not None:
+        set_learning_rate(started.optimizer, lrs)
+    return train(
+        started.model,
+        started.optimizer,
+        task.loss_fn,
+        started.train_loader,
+        num_epochs=task.num_epochs if num_epochs is None else num_epochs,
+        scheduler=schedule,
+        val_loader=started.val_loader,
+        metrics=task.metrics,
+        recorder=recorder,
+        checkpoint=checkpoint,
+        options=task.options,
+        seed=seed,
+        on_epoch=on_epoch,
+        verbose=verbose,
+    )
+
+
+class Trials:
+    """One training for each trial of a study."""
+
+    def __init__(
+        self,
+        task: Task,
+        space: Space,
+        *,
+        metric: str,
+        seed: int,
+        device: str | torch.device,
+        recorder: Recorder | None,
+    ) -> None:
+        self.task = task
+        self.space = space
+        self.metric = metric
+        self.seed = seed
+        self.device = device
+        self.recorder = recorder
+
+    def run(self, trial: optuna.Trial) -> float:
+        """Train as the trial proposes; the objective of the study."""
+        began = time.monotonic()
+        try:
+            trace = self._train(trial)
+        except BaseException as error:
+            trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
+            trial.set_user_attr("interrupted", not isinstance(error, Exception))
+            raise
+        trial.set_user_attr("steps", len(trace))
+        trial.set_user_attr("seconds", time.monotonic() - began)
+        if trace.status == "completed":
+            return trace.last(self.metric)
+        if trace.status == "diverged":
+            # NaN is what Optuna's samplers take for the worst of the trials that were pruned at
+            # this epoch.
+            epoch = len(trace.metrics.get(self.metric, ((), ()))[0])
+            trial.report(math.nan, epoch)
+        trial.set_user_attr("reason", trace.message)
+        raise optuna.TrialPruned(trace.message)
+
+    def _train(self, trial: optuna.Trial) -> Trace:
+        hparams = self.space.hparams(trial)
+        trial.set_user_attr("hparams", hparams)
+        with self._child(trial) as recorder:
+            if recorder is not None:
+                trial.set_user_attr("mlflow_run_id", recorder.run_id)
+                recorder.log_params(
+                    {f"trial/{name}": value for name, value in trial.params.items()}
+                )
+            return train_task(
+                self.task,
+                lrs=hparams["lrs"],
+                schedule=hparams["schedule"],
+                seed=self.seed,
+                device=self.device,
+                num_epochs=self.space.num_epochs,
+                recorder=recorder,
+                on_epoch=lambda epoch, values, trace: self._judge(trial, epoch, values),
+            )
+
+    def _judge(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
+        """Report an epoch, and end a training that is not worth going on with."""
+        value = values[self.metric]
+        trial.report(value, epoch)
+        if not math.isfinite(value):
+            raise StopTraining(
+                f"{self.metric} was not finite after epoch {epoch + 1}.", status="pruned"
+            )
+        if epoch + 1 < self.space.num_epochs and trial.should_prune():
+            raise StopTraining(
+                f"Pruned after epoch {epoch + 1}: {self.metric} was {value:.4g}.", status="pruned"
+            )
+
+    def _child(self, trial: optuna.Trial) -> AbstractContextManager[Any]:
+        if self.recorder is None:
+            return nullcontext()
+        tags = {"optuna.trial_number": trial.number, "optuna.study_name": trial.study.study_name}
+        return self.recorder.child(f"trial {trial.number}", **tags)
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Record the best so far on the parent, for MLflow's charts hide children at first."""
+        if self.recorder is not None and trial.state is TrialState.COMPLETE:
+            self.recorder.log_metrics(
+                trial.number, {f"search/best {self.metric}": study.best_value}
+            )

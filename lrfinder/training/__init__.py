@@ -1,0 +1,414 @@
+"""Training: epochs of the one loop, with a schedule, evaluation, a record and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lrfinder.groups import learning_rates
+from lrfinder.schedules import ScheduleDriver, Spec, drive
+from lrfinder.snapshots import loader_generators, random_state, set_random_state
+from lrfinder.stepping import OnStep, Replica, evaluate
+from lrfinder.tasks import Batch, Loader, LossFn, StepOptions, seed_everything
+from lrfinder.traces import Status, Trace
+from lrfinder.training.checkpoints import (
+    check_fingerprint,
+    fingerprint,
+    load_checkpoint,
+    non_persistent_buffers,
+    save_checkpoint,
+)
+
+OnEpoch = Callable[[int, Mapping[str, float], Trace], None]
+
+
+class StepRecorder(Protocol):
+    """What a training needs of a recorder; `lrfinder.MlflowRecorder` and `lrfinder.NullRecorder` have it."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def log_step(  # noqa: D102
+        self, step: int, loss: Tensor | float, optimizer: torch.optim.Optimizer, **metrics: Any
+    ) -> None: ...
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...  # noqa: D102
+    def log_trace(self, trace: Trace, name: str = ...) -> None: ...  # noqa: D102
+    def set_tags(self, tags: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+
+class StopTraining(Exception):  # noqa: N818 - a request, as StopIteration is one, and no error
+    """Raised by `on_epoch` to end a training; it is a result, and `train` returns its trace.
+
+    Args:
+        message: Why, in words.
+        status: The status of the trace: "stopped" or "pruned".
+    """
+
+    def __init__(
+        self, message: str = "", *, status: Literal["stopped", "pruned"] = "stopped"
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status: Status = status
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_fn: LossFn,
+    loader: Loader,
+    *,
+    num_epochs: int,
+    scheduler: Spec | torch.optim.lr_scheduler.LRScheduler | None = None,
+    val_loader: Loader | None = None,
+    metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] | None = None,
+    recorder: StepRecorder | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    monitor: str = "val/loss",
+    direction: Literal["minimize", "maximize"] = "minimize",
+    patience: int | None = None,
+    options: StepOptions = StepOptions(),
+    seed: int | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+    verbose: bool = True,
+) -> Trace:
+    """Train a model for a number of epochs, and return what happened.
+
+    Each epoch: one optimizer step for each `options.accumulation` batches, then evaluation, then
+    the schedule moves on (a schedule with `"interval": "step"` moves on after each step instead).
+    A loss that is not finite ends the training with status "diverged": a result, not an exception.
+
+    Args:
+        model: Any module. One in eval mode is put in train mode; the flags of a model that is in
+            train mode are left as they are, so that a BatchNorm which its owner froze stays
+            frozen.
+        optimizer: Any torch optimizer of its parameters.
+        loss_fn: `loss_fn(model, batch)` -> scalar tensor.
+        loader: An iterable of batches, iterated anew each epoch. Tensors are moved to the
+            optimizer's device.
+        num_epochs: >= 1.
+        scheduler: A spec of `lrfinder.build_scheduler`, or a torch scheduler of this optimizer
+            (moved on each epoch).
+        val_loader: Batches to evaluate on after each epoch.
+        metrics: Name -> function `(model, batch)` -> scalar; recorded as `val/<name>`, averaged
+            over samples.
+        recorder: Gets `train/loss` and `lr/<group>` at every step, and what was evaluated at each
+            epoch's end.
+        checkpoint: A file. It is written after each epoch, and `<stem>.best<suffix>` beside it
+            where `monitor` is at its best. If it exists, the training goes on from it and ends
+            with the weights that it would have had.
+        checkpoint_every: Also write it after each so many steps, >= 1.
+        monitor: The evaluated value that decides what is best, and that ReduceLROnPlateau sees.
+        direction: Whether `monitor` is better low or high.
+        patience: Stop after so many epochs without a better `monitor`, >= 1; None never stops.
+        options: Accumulation, clipping, autocast, scaler.
+        seed: Seeds python, numpy and torch before the first step of a training that starts anew.
+        on_step: Called after each step with its number and loss.
+        on_epoch: Called after each epoch with its number (0-based), what was evaluated, and the
+            trace. It may raise `StopTraining`.
+        verbose: Print one line for each epoch, with the LR that this epoch began with.
+
+    Returns:
+        The trace: losses and LRs of each step, `val/...` at the last step of each epoch, and a
+        status ("completed", "diverged", "stopped" or "pruned").
+
+    Raises:
+        ValueError: If an argument is out of its bounds, the loader is empty, or the schedule's
+            spec is wrong.
+        CheckpointError: If the checkpoint cannot be written, or is of another model.
+    """
+    _check_arguments(
+        num_epochs, checkpoint_every, patience, direction, has_val=val_loader is not None
+    )
+    if checkpoint is None and checkpoint_every is not None:
+        raise ValueError("`checkpoint_every` needs a `checkpoint` path, but got checkpoint=None.")
+    replica = Replica(model, optimizer, loss_fn, options)
+    driver = drive(optimizer, scheduler)
+    if driver.needs_metric and val_loader is None:
+        raise ValueError(
+            "A ReduceLROnPlateau schedule needs a `val_loader`, but got val_loader=None."
+        )
+    if not model.training:
+        model.train()
+    run = _Run(replica, driver, loader, path=None if checkpoint is None else Path(checkpoint))
+    resumed = run.resume()
+    if not resumed and seed is not None:
+        seed_everything(seed)
+    trace = run.trace
+    if recorder is not None:
+        recorder.log_params(_hparams(replica, driver, num_epochs, seed))
+        if resumed:
+            recorder.set_tags({"lrfinder.resumed_at_step": len(trace)})
+    after_step = _after_step(run, recorder, on_step)
+    try:
+        while run.epoch < num_epochs:
+            if patience is not None and run.epochs_without_best >= patience:
+                raise StopTraining(f"{monitor} was not better for {patience} epochs.")
+            lrs = run.epoch_lrs()
+            _run_epoch(run, after_step, checkpoint_every)
+            if trace.status != "running":
+                break
+            values = _evaluate(run, val_loader, metrics, recorder)
+            driver.after_epoch(values.get(monitor))
+            if verbose:
+                print(_epoch_line(run.epoch, num_epochs, lrs))
+            is_best = run.is_best(values.get(monitor), direction)
+            run.end_epoch()
+            run.save(best=is_best)
+            if on_epoch is not None:
+                on_epoch(run.epoch - 1, values, trace)
+        if trace.status == "running":
+            trace.set_status("completed")
+    except StopTraining as stop:
+        trace.set_status(stop.status, stop.message)
+    except BaseException as error:
+        trace.set_status(
+            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+            f"{type(error).__name__}: {error}",
+        )
+        raise
+    finally:
+        if recorder is not None:
+            recorder.set_tags({"lrfinder.status": trace.status, "lrfinder.message": trace.message})
+            recorder.log_trace(trace)
+    return trace
+
+
+class _Run:
+    """Where a training stands: what a checkpoint holds."""
+
+    def __init__(
+        self, replica: Replica, driver: ScheduleDriver, loader: Loader, *, path: Path | None
+    ) -> None:
+        self.replica = replica
+        self.driver = driver
+        self.loader = loader
+        self.path = path
+        self.trace = Trace(replica.group_names, name="train")
+        self.epoch = 0
+        self.epoch_start = 0  # the step at which this epoch began
+        self.skip = 0  # batches of this epoch that were used before the training was killed
+        self.best: float | None = None
+        self.epochs_without_best = 0
+        self._lrs: dict[str, float] = {}
+        self._epoch_random: dict[str, Any] = {}
+        self._random: dict[str, Any] | None = None
+
+    def epoch_lrs(self) -> dict[str, float]:
+        """The LRs that this epoch began with."""
+        if not self.skip:
+            self._lrs = learning_rates(self.replica.optimizer)
+        return self._lrs
+
+    def batches(self) -> Iterator[Batch]:
+        """The rest of this epoch's batches, in the order that they have in a training which was never killed."""
+        if not self.skip:
+            self._epoch_random = self._random_states()
+            yield from self.loader
+            return
+        self._set_random_states(self._epoch_random)
+        rest = islice(iter(self.loader), self.skip, None)
+        first = next(rest, None)
+        assert self._random is not None
+        # Skipping drew random numbers (order, augmentation); what follows must draw those that
+        # came after.
+        self._set_random_states(self._random)
+        self.skip = 0
+        if first is not None:
+            yield first
+            yield from rest
+
+    def is_best(self, value: float | None, direction: str) -> bool:
+        if value is None:
+            return False
+        better = self.best is None or (
+            value < self.best if direction == "minimize" else value > self.best
+        )
+        if better and math.isfinite(value):
+            self.best, self.epochs_without_best = value, 0
+            return True
+        self.epochs_without_best += 1
+        return False
+
+    def end_epoch(self) -> None:
+        self.epoch += 1
+        self.epoch_start = len(self.trace)
+
+    def save(self, *, best: bool = False) -> None:
+        if self.path is None:
+            return
+        replica, scaler = self.replica, self.replica.options.scaler
+        state = {
+            "fingerprint": fingerprint(replica.model, replica.optimizer, replica.group_names),
+            "model": replica.model.state_dict(),
+            "buffers": non_persistent_buffers(replica.model),
+            "optimizer": replica.optimizer.state_dict(),
+            "schedule": self.driver.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": self._random_states(),
+            "epoch_random": self._epoch_random,
+            "epoch": self.epoch,
+            "epoch_start": self.epoch_start,
+            "epoch_lrs": self._lrs,
+            "best": self.best,
+            "epochs_without_best": self.epochs_without_best,
+            "trace": self.trace.to_dict(),
+        }
+        save_checkpoint(self.path, state)
+        if best:
+            save_checkpoint(best_path(self.path), state)
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint where there is one."""
+        if self.path is None or not self.path.exists():
+            return False
+        state = load_checkpoint(self.path)
+        replica, scaler = self.replica, self.replica.options.scaler
+        check_fingerprint(
+            self.path,
+            state["fingerprint"],
+            fingerprint(replica.model, replica.optimizer, replica.group_names),
+        )
+        replica.model.load_state_dict(state["model"])
+        buffers = non_persistent_buffers(replica.model)
+        for name, value in state["buffers"].items():
+            buffers[name].copy_(value)
+        replica.optimizer.load_state_dict(state["optimizer"])
+        self.driver.load_state_dict(state["schedule"])
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.epoch, self.epoch_start = state["epoch"], state["epoch_start"]
+        self.best, self.epochs_without_best = state["best"], state["epochs_without_best"]
+        self._lrs, self._epoch_random = state["epoch_lrs"], state["epoch_random"]
+        self.trace = Trace.from_dict(state["trace"])
+        if self.trace.status in ("running", "completed"):
+            self.trace.set_status(
+                "running"
+            )  # a completed one goes on where `num_epochs` was raised
+        self.skip = (len(self.trace) - self.epoch_start) * replica.options.accumulation
+        self._random = state["random"]
+        self._set_random_states(self._random)
+        return True
+
+    def _random_states(self) -> dict[str, Any]:
+        generators = [generator.get_state() for generator in loader_generators(self.loader)]
+        return {"global": random_state(), "loader": generators}
+
+    def _set_random_states(self, states: Mapping[str, Any]) -> None:
+        for generator, state in zip(loader_generators(self.loader), states["loader"], strict=True):
+            generator.set_state(state)
+        set_random_state(states["global"])
+
+
+def best_path(path: str | Path) -> Path:
+    """Where the best checkpoint lies: `run.pt` -> `run.best.pt`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.best{path.suffix}")
+
+
+def _check_arguments(
+    num_epochs: int,
+    checkpoint_every: int | None,
+    patience: int | None,
+    direction: str,
+    *,
+    has_val: bool,
+) -> None:
+    for name, value in (
+        ("num_epochs", num_epochs),
+        ("checkpoint_every", checkpoint_every),
+        ("patience", patience),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
+    if direction not in ("minimize", "maximize"):
+        raise ValueError(f"`direction` must be 'minimize' or 'maximize', but got {direction!r}.")
+    if patience is not None and not has_val:
+        raise ValueError("`patience` needs a `val_loader`, but got val_loader=None.")
+
+
+def _run_epoch(run: _Run, after_step: OnStep | None, checkpoint_every: int | None) -> None:
+    """The rest of one epoch, with a checkpoint after each `checkpoint_every` steps."""
+    trace, batches = run.trace, run.batches()
+    while True:
+        before = len(trace)
+        run.replica.run(
+            batches,
+            trace=trace,
+            schedule=run.driver,
+            num_steps=checkpoint_every,
+            on_step=after_step,
+        )
+        taken = len(trace) - before
+        if checkpoint_every is None or taken < checkpoint_every or trace.status != "running":
+            break
+        run.save()
+    if len(trace) == 0:
+        raise ValueError("The loader must give at least one batch, but it is empty.")
+
+
+def _after_step(run: _Run, recorder: StepRecorder | None, on_step: OnStep | None) -> OnStep | None:
+    """What happens after each step, as one function; None where nothing does."""
+    actions: list[OnStep] = []
+    if recorder is not None:
+        log_step, optimizer = recorder.log_step, run.replica.optimizer
+        actions.append(lambda step, loss: log_step(step, loss, optimizer))
+    if on_step is not None:
+        actions.append(on_step)
+    if not actions:
+        return None
+
+    def after_step(step: int, loss: Tensor) -> None:
+        for action in actions:
+            action(step, loss)
+
+    return after_step
+
+
+def _evaluate(
+    run: _Run,
+    val_loader: Iterable[Batch] | None,
+    metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] | None,
+    recorder: StepRecorder | None,
+) -> dict[str, float]:
+    """Measure after an epoch, and record it at the epoch's last step."""
+    replica, trace = run.replica, run.trace
+    values: dict[str, float] = {}
+    if val_loader is not None:
+        dtype = replica.options.autocast
+        values = evaluate(
+            replica.model, replica.loss_fn, val_loader, metrics=metrics, autocast_dtype=dtype
+        )
+    step = len(trace) - 1
+    for name, value in values.items():
+        trace.add_metric(name, step, value)
+    if recorder is not None:
+        recorder.log_metrics(step, {**values, "epoch": float(run.epoch + 1)})
+    return values
+
+
+def _epoch_line(epoch: int, num_epochs: int, lrs: Mapping[str, float]) -> str:
+    values = [f"{lr:.6f}" if len(lrs) == 1 else f"{name} {lr:.6f}" for name, lr in lrs.items()]
+    return f"Epoch [{epoch + 1}/{num_epochs}], Learning Rate: {', '.join(values)}"
+
+
+def _hparams(
+    replica: Replica, driver: ScheduleDriver, num_epochs: int, seed: int | None
+) -> dict[str, Any]:
+    options = replica.options
+    return {
+        "lrs": learning_rates(replica.optimizer),
+        "optimizer": type(replica.optimizer).__name__,
+        "schedule": driver.spec,
+        "num_epochs": num_epochs,
+        "seed": seed,
+        "accumulation": options.accumulation,
+        "clip_norm": options.clip_norm,
+        "autocast": None if options.autocast is None else str(options.autocast),
+    }
