@@ -353,7 +353,7 @@ def test_a_refused_group_is_searched_widely(measured: lrfinder.RangeTest) -> Non
 def test_two_processes_share_a_fresh_study(tmp_path: Path) -> None:
     code = (
         "import sys, lrfinder\n"
-        "from tests.test_searching import tiny_task\n"
+        "from tests.searching.test_searching import tiny_task\n"
         "lrfinder.search(tiny_task(), 4, storage=sys.argv[1], study_name='s', device='cpu')\n"
     )
     storage = f"sqlite:///{tmp_path / 's.db'}"
