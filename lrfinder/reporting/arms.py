@@ -247,7 +247,9 @@ class ArmComparison:
             )
             if names
         ]
-        return f"In {first.name}, {self.found.name} {', and '.join(parts)}."
+        *before, last = parts
+        answer = f"{', '.join(before)}, and {last}" if before else last
+        return f"In {first.name}, {self.found.name} {answer}."
 
 
 def _enumerate(names: Sequence[str]) -> str:
