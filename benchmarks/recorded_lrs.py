@@ -33,7 +33,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "LinearLR": {},
     "MultiStepLR": {"milestones": [3, 7], "gamma": 0.1},
     "MultiplicativeLR": {"lr_lambda": lambda step: 0.95},
-    "OneCycleLR": {"total_steps": 1 + NUM_EPOCHS * STEPS_PER_EPOCH},
+    "OneCycleLR": {"total_steps": NUM_EPOCHS * STEPS_PER_EPOCH},
     "PolynomialLR": {"total_iters": 10},
     "ReduceLROnPlateau": {"patience": 0, "factor": 0.5},
     "SequentialLR": {
@@ -75,7 +75,7 @@ def compare(name: str, interval: str, store: str) -> dict[str, Any]:
     in_trace = [list(row) for row in zip(*trace.lrs.values(), strict=True)]
     in_store = stored_lrs(store, recorder.run_id, list(trace.lrs), len(trace))
     pairs = [(s, g) for s in range(len(used)) for g in range(2)]
-    agree = sum(used[s][g] == in_trace[s][g] == in_store[s][g] for s, g in pairs)
+    agree = sum(bool(used[s][g] == in_trace[s][g] == in_store[s][g]) for s, g in pairs)
     changes = len({tuple(row) for row in used})
     return {
         "scheduler": name,

@@ -73,7 +73,39 @@ def house() -> str:
     return table + "".join(source(data) for data in (overhead, imports, lrs))
 
 
-TABLES: dict[str, Callable[[], str]] = {"house": house}
+def real_images() -> str:
+    """What all of CIFAR-10 takes."""
+    data = read("real_images")
+    rows = []
+    for row in data["rows"]:
+        steps = str(row.get("steps", ""))
+        found = ", ".join(f"{name} {lr:.2g}" for name, lr in row.get("suggestion", {}).items())
+        if "val/accuracy" in row:
+            found = f"accuracy {100 * row['val/accuracy']:.1f} % on the test images"
+        rows.append([row["what"], f"{row['seconds']:.1f}", steps, found])
+    return rows_to_markdown(["what", "seconds", "steps", "result"], rows) + source(data)
+
+
+def threads() -> str:
+    """One thread against all, alone and beside neighbours."""
+    data = read("threads")
+    rows = [
+        [
+            str(row["busy_neighbours"]),
+            str(row["threads"]),
+            f"{row['ms_per_step']:.2f} [{row['quartile_1']:.2f}, {row['quartile_3']:.2f}]",
+        ]
+        for row in data["rows"]
+    ]
+    header = ["busy neighbours", "CPU threads", "ms per step: median [quartiles]"]
+    return rows_to_markdown(header, rows) + source(data)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "house": house,
+    "real_images": real_images,
+    "threads": threads,
+}
 
 
 def fill(text: str) -> str:

@@ -23,7 +23,7 @@ def main(picture: str = "") -> lrfinder.RangeTest:
     optimizer = torch.optim.SGD(groups, lr=1e-3, momentum=0.9)
     loss_fn = lrfinder.supervised(nn.CrossEntropyLoss())
 
-    result = lrfinder.range_test(model, optimizer, loss_fn, loader, effort="quick")
+    result = lrfinder.range_test(model, optimizer, loss_fn, loader)
     print(result)
     result.suggestion.apply(optimizer)
 

@@ -370,7 +370,7 @@ def test_a_signal_kills_the_run_and_keeps_what_was_recorded(
     assert process.stdout is not None
     assert process.stdout.readline().startswith("Epoch [1/1000]")
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
     (run,) = runs(place)
@@ -399,7 +399,7 @@ def test_a_signal_during_a_search_kills_parent_and_trial(
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     statuses = [run.info.status for run in runs(place)]
     assert statuses.count("KILLED") == 2  # the search and its trial

@@ -566,7 +566,7 @@ with MlflowRecorder("demo") as recorder:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=240)
     assert "KeyboardInterrupt" in stderr
     run = only_run(mlflow_uri)
     assert run.info.status == "KILLED"

@@ -1,0 +1,48 @@
+"""The tables in the pages are what the result files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tables
+from benchmarks.results_file import paired_ratio
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_every_table_is_what_its_result_file_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tables.main(["--check"]) == 0, capsys.readouterr().out
+    assert "<!-- table: house -->" in (ROOT / "README.md").read_text()
+
+
+def test_a_stale_table_is_noticed() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = f"{tables.read('overhead')['rows'][1]['ratio']:.3f}"
+    assert shown in text
+    assert tables.fill(text.replace(shown, "0.500")) == text
+
+
+@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_each_result_says_where_it_was_measured(path: Path) -> None:
+    data = json.loads(path.read_text())
+    assert data["command"].startswith(f"python -m benchmarks.{path.stem}")
+    assert {"date", "python", "cpu_cores", "torch"} <= data["environment"].keys()
+    assert data["rows"]
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    seconds = {"ours": [2.0, 20.0, 2.0, 2.2], "bare": [1.0, 10.0, 1.0, 1.0]}
+    assert paired_ratio(seconds, "ours", "bare")["ratio"] == 2.0
+
+
+def test_ratios_meet_their_bars() -> None:
+    overhead, imports, lrs = (
+        tables.read(name) for name in ("overhead", "imports", "recorded_lrs")
+    )
+    assert all(row["ratio"] <= row["bar"] for row in overhead["rows"][1:])
+    assert imports["rows"][-1]["ratio"] <= imports["bar"]
+    assert imports["heavy_modules_loaded"] == "[]"
+    assert lrs["agree"] == lrs["total"] > 0
