@@ -87,7 +87,11 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    # One thread by default: on a shared machine torch's threads wait for each other, and the noise
+    # of that is a hundred times what is measured here (benchmarks/threads.py).
+    torch.set_num_threads(options.threads)
     data = batches(options.data, options.steps)
     with tempfile.TemporaryDirectory() as folder:
         store = f"sqlite:///{Path(folder) / 'mlflow.db'}"
