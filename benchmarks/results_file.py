@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,8 @@ def write_result(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> P
     """Write `results/<name>.json`: the command, the environment and one row for each measured thing."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    arguments = " ".join(sys.argv[1:])
+    # Where somebody's data lie is nobody else's affair.
+    arguments = re.sub(r"(--data[ =])\S+", r"\1FOLDER", " ".join(sys.argv[1:]))
     command = f"python -m benchmarks.{name} {arguments}".strip()
     data = {"command": command, "environment": environment(), "rows": list(rows), **more}
     path.write_text(json.dumps(data, indent=2) + "\n")
