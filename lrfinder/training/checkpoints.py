@@ -109,3 +109,9 @@ def non_persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     """The buffers that `state_dict` leaves out, by name: they too change the numbers of a training."""
     persistent = model.state_dict()
     return {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
+
+
+def best_path(path: str | Path) -> Path:
+    """Where the best checkpoint lies: `run.pt` -> `run.best.pt`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.best{path.suffix}")

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lrfinder
 from lrfinder import CheckpointError, StepOptions, StopTraining, Trace, train
-from lrfinder.training import best_path
-from lrfinder.training.checkpoints import load_checkpoint
+from lrfinder.training.checkpoints import best_path, load_checkpoint
 from tests.helpers import (
     Quadratic,
     TinyNet,
@@ -525,7 +524,7 @@ def test_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes | None) ->
 FULL_DISK = """
 import resource, signal, sys, torch
 import lrfinder
-from lrfinder.training.checkpoints import load_checkpoint
+from lrfinder.training.checkpoints import best_path, load_checkpoint
 from tests.helpers import TinyNet, cross_entropy, tiny_loader, tiny_optimizer
 
 path = sys.argv[1]
