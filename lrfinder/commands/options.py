@@ -20,7 +20,12 @@ Task = Annotated[
     ),
 ]
 Data = Annotated[
-    str | None, typer.Option(help="The folder of the task's data, where it takes one.")
+    str | None,
+    typer.Option(
+        help="The folder of the task's data, where it takes one. For cifar10: images as "
+        "train/<class>/*, test/<class>/*, or torchvision's CIFAR10; into an empty folder "
+        "it is downloaded."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Fixes the weights, the batches and the search.")]
 Device = Annotated[

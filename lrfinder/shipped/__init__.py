@@ -130,7 +130,8 @@ def cifar10(
     """`Net` on CIFAR-10, with SGD.
 
     Args:
-        data: An image folder, or one with torchvision's own CIFAR-10; see `image_folder`.
+        data: An image folder, or one with torchvision's own CIFAR-10; see `image_folder`. Into an
+            empty folder torchvision downloads CIFAR-10.
         augment: Whether to crop and flip the training images; a net this small hardly overfits.
         download: Whether to let torchvision download CIFAR-10 to `data` if it is not there.
 
@@ -221,7 +222,9 @@ def _cifar10_images(task: str, data: str | Path | None, *, download: bool) -> Im
             f"Task {task!r} must be given `data`, a folder that holds {LAYOUT}, or torchvision's "
             f"CIFAR-10 ({CIFAR_FOLDER}/), but got none. Give it with --data FOLDER."
         )
-    images = image_folder(data, download=download)
+    # The command line's way to ask for it: an empty folder, made for that.
+    empty = Path(data).is_dir() and not any(Path(data).iterdir())
+    images = image_folder(data, download=download or empty)
     shape = tuple(images.train[0].shape[1:])
     if shape != (3, 32, 32) or len(images.classes) != 10:
         raise ValueError(

@@ -260,3 +260,14 @@ def test_imagenets_weights_are_taken_from_torchs_folder(cifar_folder, hub):
     assert torch.equal(started.model.layer4[1].conv2.weight, theirs["layer4.1.conv2.weight"])
     assert started.model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
     assert "ImageNet" in task.description
+
+
+def test_cifar10_is_downloaded_into_an_empty_folder(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    # Port 9 of this machine, where nobody listens, in the place of the real server.
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(ValueError, match=r"cifar-10-python\.tar\.gz there yourself"):
+        load_task("cifar10", data=str(tmp_path))
+    with pytest.raises(ValueError, match="nowhere"):
+        load_task("cifar10", data=str(tmp_path / "nowhere"))
