@@ -71,6 +71,13 @@ def loader_generators(loader: Any) -> list[torch.Generator]:
     return list(found.values())
 
 
+def trained_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimizer step may change: trainable parameters, and whatever the optimizer holds."""
+    held = {id(p): p for p in model.parameters() if p.requires_grad}
+    held |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    return list(held.values())
+
+
 class Snapshot:
     """A copy of all that training changes, which can be put back as often as wanted.
 
@@ -99,10 +106,8 @@ class Snapshot:
         scaler: torch.amp.GradScaler | None = None,
         loaders: Iterable[Any] = (),
     ) -> None:
-        held = {id(p): p for p in model.parameters() if p.requires_grad}
-        held |= {id(p): p for group in optimizer.param_groups for p in group["params"]}
         self._restores: list[Restore] = [
-            *(_keep_parameter(parameter) for parameter in held.values()),
+            *(_keep_parameter(tensor) for tensor in trained_tensors(model, optimizer)),
             *(_keep_buffers(module) for module in model.modules()),
             *(_keep_training_flag(module) for module in model.modules()),
             _keep_optimizer(optimizer),

@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import random
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -152,6 +153,16 @@ class Task:
         return Started(
             model=model, optimizer=optimizer, train_loader=train_loader, val_loader=val_loader
         )
+
+
+def planned_steps(started: Started, num_epochs: int, options: StepOptions) -> int | None:
+    """Optimizer steps of a training of so many epochs; None where the loader has no length.
+
+    Law: num_epochs * ceil(batches / accumulation).
+    """
+    if not isinstance(started.train_loader, Sized):
+        return None
+    return num_epochs * math.ceil(len(started.train_loader) / options.accumulation)
 
 
 def _make_loader(loader: LoaderOrMaker, seed: int, device: torch.device) -> Loader:

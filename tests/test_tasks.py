@@ -68,6 +68,14 @@ def test_start_makes_everything_afresh() -> None:
     assert list(lrfinder.learning_rates(one.optimizer)) == ["body", "head"]
 
 
+def test_planned_steps_count_optimizer_steps() -> None:
+    started = tiny_task().start(0, device="cpu")  # three batches an epoch
+    assert lrfinder.planned_steps(started, 4, StepOptions()) == 12
+    assert lrfinder.planned_steps(started, 4, StepOptions(accumulation=2)) == 8
+    endless = tiny_task(train_loader=lambda seed: iter([])).start(0, device="cpu")
+    assert lrfinder.planned_steps(endless, 4, StepOptions()) is None
+
+
 def test_optimizer_that_drops_the_groups_is_refused() -> None:
     def forgets(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for group in groups for p in group["params"]], lr=0.1)

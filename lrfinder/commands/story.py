@@ -106,15 +106,13 @@ class _Plan:
     def test_ranges(self, recorder: lrfinder.MlflowRecorder) -> lrfinder.RangeTest:
         began = time.monotonic()
         started = self.task.start(self.seed, device=self.device)
-        loader: Any = started.train_loader
-        planned = self.num_epochs * len(loader) if hasattr(loader, "__len__") else None
         with recorder.child("range test") as child, stages() as show:
             result = lrfinder.range_test(
                 started.model,
                 started.optimizer,
                 self.task.loss_fn,
-                loader,
-                planned_steps=planned,
+                started.train_loader,
+                planned_steps=lrfinder.planned_steps(started, self.num_epochs, self.task.options),
                 seed=self.seed,
                 options=self.task.options,
                 progress=show,

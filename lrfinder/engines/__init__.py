@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lrfinder.engines.batches import GIB, BatchOrders, derived_seed, num_bytes
 from lrfinder.schedules import LRTable
-from lrfinder.snapshots import Snapshot, random_state, set_random_state
+from lrfinder.snapshots import Snapshot, random_state, set_random_state, trained_tensors
 from lrfinder.stepping import OnStep, Replica, StopRule, evaluate
 from lrfinder.tasks import Batch, Loader, seed_everything
 from lrfinder.traces import Trace
@@ -249,10 +249,7 @@ class _State:
         set_random_state(self._random)
 
     def _trained(self) -> list[Tensor]:
-        model = self._replica.model
-        held = {id(p): p for p in model.parameters() if p.requires_grad}
-        held |= {id(p): p for p in self._replica.parameters}
-        return list(held.values())
+        return trained_tensors(self._replica.model, self._replica.optimizer)
 
 
 class _Moved:

@@ -8,7 +8,7 @@ than they do on the metric that it minimises.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from lrfinder.searching.studies import (
 )
 from lrfinder.searching.trials import Trials
 from lrfinder.snapshots import random_state, set_random_state
-from lrfinder.tasks import Task
+from lrfinder.tasks import Task, planned_steps
 
 if TYPE_CHECKING:
     import torch
@@ -218,7 +218,6 @@ def _measure(
     num_epochs: int,
 ) -> RangeTest:
     started = task.start(seed, device=device)
-    length = len(started.train_loader) if isinstance(started.train_loader, Sized) else None
     return range_test(
         started.model,
         started.optimizer,
@@ -226,7 +225,7 @@ def _measure(
         started.train_loader,
         effort="quick",
         options=task.options,
-        planned_steps=None if length is None else num_epochs * length,
+        planned_steps=planned_steps(started, num_epochs, task.options),
         seed=seed,
         engine=engine,
     )
