@@ -30,8 +30,9 @@ class Outbox:
     """What one run has recorded and its store has not acknowledged.
 
     `rows` is written to by the training thread with `append`, which needs no lock. The other
-    fields are written under `lock`; of tags, params and artifacts the newest value of a name is
-    the one that is sent.
+    fields are written under `lock`, and rows become metrics under it, so that whoever counts finds
+    each of them once; of tags, params and artifacts the newest value of a name is the one that is
+    sent.
 
     Args:
         run_id: Of the run, in the sender's store.
@@ -71,9 +72,10 @@ class Outbox:
 
     def left(self, *, but_end: bool = False) -> str:
         """What is not in the store, in words; empty when all of it is."""
-        metrics, rows = len(self.metrics), list(self.rows)
-        metrics += sum(len(row[2]) for row in rows)
-        steps = [metric[3] for metric in list(self.metrics)] + [row[1] for row in rows]
+        with self.lock:
+            settled, rows = list(self.metrics), list(self.rows)
+        metrics = len(settled) + sum(len(row[2]) for row in rows)
+        steps = [metric[3] for metric in settled] + [row[1] for row in rows]
         parts = [f"{metrics} metrics (steps {min(steps)} to {max(steps)})"] if metrics else []
         for name in ("params", "tags", "artifacts"):
             if keys := list(getattr(self, name)):
@@ -86,7 +88,7 @@ class Outbox:
 
     def settle(self) -> None:
         """Rows with tensors become metrics with numbers, by one copy for each device and dtype."""
-        rows = [self.rows.popleft() for _ in range(len(self.rows))]
+        rows = list(self.rows)
         try:
             _fetch(rows)
         except Exception as error:
@@ -94,12 +96,17 @@ class Outbox:
             for _, _, _, values in rows:
                 values[:] = [math.nan if isinstance(value, Tensor) else value for value in values]
             self.lost = error
+        settled: list[Settled] = []
         for milliseconds, step, keys, values in rows:
             for key, value in zip(keys, values, strict=True):
                 if not math.isfinite(value):
                     self._note_nonfinite(key, value, step)
                     value = math.nan  # of an infinity MLflow makes 1.8e308: no chart shows that
-                self.metrics.append((key, value, milliseconds, step))
+                settled.append((key, value, milliseconds, step))
+        with self.lock:
+            self.metrics.extend(settled)
+            for _ in rows:
+                self.rows.popleft()
         if len(self.metrics) > WARN_METRICS and not self.warned:
             self.warned = True
             _log.warning(

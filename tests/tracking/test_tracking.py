@@ -151,6 +151,17 @@ def test_a_log_step_never_waits_for_the_store(mlflow_uri: str) -> None:
         assert len(history(MlflowClient(mlflow_uri), recorder.run_id, "lr/head")) == 2000
 
 
+def test_rows_that_become_metrics_are_counted_once_all_the_while() -> None:
+    outbox = Outbox("run")
+    outbox.rows.extend((0, step, ("a", "b"), [1.0, 2.0]) for step in range(20_000))
+    settling = threading.Thread(target=outbox.settle)
+    settling.start()
+    counts = {outbox.left() for _ in range(20)}
+    settling.join()
+    assert len(outbox.metrics) == 40_000
+    assert counts | {outbox.left()} == {"40000 metrics (steps 0 to 19999)"}
+
+
 def test_flush_says_what_the_store_refused_and_sends_it_when_it_is_back(mlflow_uri: str) -> None:
     client = MlflowClient(mlflow_uri)
     recorder = MlflowRecorder("demo", tracking_uri=mlflow_uri)
