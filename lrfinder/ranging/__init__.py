@@ -47,10 +47,10 @@ def range_test(
 
     Ramps bracket: the LRs rise from `start_lr` to `end_lr`, of all groups together and then of one
     group with the others held at 1/100 of where the joint loss was lowest. A race decides: LRs
-    inside the brackets are trained for up to 60 steps from the same start on the same batches, and
-    the best three are averaged. Whatever happens inside, model, optimizer, attached schedulers,
-    scaler, gradients, train/eval flags, random states and the loaders' generators are bit for bit
-    as before.
+    inside the brackets are trained for up to 120 steps from the same start on the same batches, a
+    Gaussian process is fitted to all that they show, and its lowest place is suggested. Whatever
+    happens inside, model, optimizer, attached schedulers, scaler, gradients, train/eval flags,
+    random states and the loaders' generators are bit for bit as before.
 
     Args:
         model: Any module. One in eval mode is tested in train mode; the flags of one in train mode
@@ -67,10 +67,10 @@ def range_test(
             test, the ratios of the optimizer's LRs are kept: the LR finder that everyone knows. Or
             the names of the groups to test; the others keep their LR throughout.
         effort: "brackets": ramps only, and no suggestion for more than one group. "quick",
-            "standard" or "thorough": and a race, of 1,260, 1,980 or
-            3,960 steps (540 where there is one LR).
-        planned_steps: Optimizer steps of the training to come. From 480 on the suggestion is
-            lowered by 0.2 decades, since a short race favours high LRs.
+            "standard" or "thorough": and a race, of 1,110, 1,365 or 4,620 steps (510 where there
+            is one LR, and twice as many with "thorough"), however many groups there are.
+        planned_steps: Optimizer steps of the training to come: a longer one is served by lower LRs,
+            and how much lower is read from the race (`lrfinder.racing.horizon`).
         replicas: Batch orders of each ramp, >= 1.
         seed: Of batch orders and candidates, 0 <= seed < 2**32. The same call gives the same result.
         val_loader: Its first batch is evaluated now and then during the ramps, as `val/loss`.
@@ -99,7 +99,7 @@ def range_test(
         (['body', 'head'], 0.001)
 
     Source: ramps: Smith, 2015, arXiv 1506.01186; halving: Jamieson and Talwalkar, 2015, arXiv
-    1502.07943.
+    1502.07943; the reading: `lrfinder.suggestions.surrogates`.
     """
     began = time.monotonic()
     replica = Replica(model, optimizer, loss_fn, options)

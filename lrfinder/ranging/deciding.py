@@ -12,14 +12,15 @@ from lrfinder.racing import (
     LINE,
     RUNGS,
     Candidate,
+    Kind,
+    Landscape,
     Race,
     box,
+    diverges,
+    horizon,
     line,
-    measure_evidence,
-    middle_of_best,
     num_race_steps,
     race,
-    sobol_seeds,
 )
 from lrfinder.suggestions import Bracket, Evidence, Suggestion, ramp_bracket, refused, with_lr
 from lrfinder.suggestions.curves import BracketStatus, Reading, combined
@@ -27,9 +28,8 @@ from lrfinder.sweeping import HELD_AT, Ramp, ramp_group, ramp_lrs, ramp_together
 
 Progress = Callable[[str, int, int], None]
 
-LONG_BURSTS = 8  # a training of so many bursts is long, and gets the back-off
 EXTENSION = 100.0  # a range in which the loss falls to the end is extended by this factor, once
-BACK_OFF = 0.2  # decades: short races favour LRs that are too high for a long training
+CHECKED_STEPS = 30  # of a training with the suggestion, to see that it does not diverge
 RAMP_MARGIN = 0.5  # decades below the minimum of a ramp, where no race decides
 
 
@@ -38,21 +38,19 @@ class Effort:
     """How much a range test spends.
 
     Args:
-        box_candidates: Candidates in each of the two boxes, beside the line of one LR.
+        box_candidates: Candidates in the box, beside the line of one LR.
         race_orders: Batch orders of the race.
-        evidence_orders: Fresh batch orders on which the winner and the control are compared.
     """
 
     box_candidates: int
     race_orders: int
-    evidence_orders: int
 
 
 EFFORTS: dict[str, Effort | None] = {
     "brackets": None,
-    "quick": Effort(box_candidates=12, race_orders=1, evidence_orders=2),
-    "standard": Effort(box_candidates=24, race_orders=1, evidence_orders=3),
-    "thorough": Effort(box_candidates=24, race_orders=2, evidence_orders=4),
+    "quick": Effort(box_candidates=16, race_orders=1),
+    "standard": Effort(box_candidates=22, race_orders=1),
+    "thorough": Effort(box_candidates=48, race_orders=2),
 }
 
 
@@ -117,8 +115,8 @@ class RangeRun:
         }
         if self.effort is None:
             return self._from_ramps(reading, brackets)
-        self.race = self._race(self.effort, reading, readings)
-        return self._from_race(self.effort, self.race, brackets)
+        self.race = self._race(self.effort, reading)
+        return self._from_race(self.race, brackets)
 
     # -- ramps ------------------------------------------------------------------------------------
 
@@ -168,21 +166,12 @@ class RangeRun:
 
     # -- the race ---------------------------------------------------------------------------------
 
-    def _race(
-        self, effort: Effort, joint: Reading, readings: Mapping[str, Sequence[Reading]]
-    ) -> Race:
+    def _race(self, effort: Effort, joint: Reading) -> Race:
         candidates: list[Candidate] = line(joint.minimum, self.ratios, self.held)
         if not self.one_lr:
-            minima = dict.fromkeys(self.tested, joint.minimum)
-            # A group whose own ramp shows no minimum is tried around the joint one.
-            own = {
-                name: reading.minimum if reading.status in ("ok", "edge") else joint.minimum
-                for name, reading in ((name, combined(readings[name])) for name in self.tested)
-            }
-            first, second = sobol_seeds(self.seed)
-            count = effort.box_candidates
-            candidates += box("joint", minima, self.held, count=count, seed=first)
-            candidates += box("group", own, self.held, count=count, seed=second)
+            candidates += box(
+                joint.minimum, self.tested, self.held, count=effort.box_candidates, seed=self.seed
+            )
         return race(
             self.engine,
             candidates,
@@ -190,26 +179,26 @@ class RangeRun:
             on_steps=lambda steps: self._tell("race"),
         )
 
-    def _from_race(self, effort: Effort, race: Race, brackets: dict[str, Bracket]) -> Suggestion:
+    def _from_race(self, race: Race, brackets: dict[str, Bracket]) -> Suggestion:
         if not race.best:
             return self._race_refusal(race, brackets)
-        control: Mapping[str, float] | None = None
-        if race.control is not None:
-            control = race.control.lrs
-        evidence = None
-        lrs: Mapping[str, float] = middle_of_best(race)
-        if self.one_lr:
-            lrs = control or race.best[0].lrs
-        elif control is not None:
-            evidence = self._evidence(effort, lrs, control)
-            if evidence.advantage == -math.inf:
-                # The middle was not raced itself, and what diverges is not suggested.
-                lrs = race.best[0].lrs
-                evidence = self._evidence(effort, lrs, control)
-        factor = self._back_off()
-        lrs = {name: lrs[name] * factor for name in self.tested}
-        if control is not None:
-            control = {name: control[name] * factor for name in self.tested}
+        standings = race.standings
+        on_line = [standing for standing in standings if standing.kind == "equal"]
+        control = Landscape(on_line, self.tested, race.start).best(
+            self._horizon("equal"), seed=self.seed
+        )
+        lrs, evidence = control, None
+        if not self.one_lr:
+            steps = self._horizon("joint")
+            landscape = Landscape(standings, self.tested, race.start)
+            lrs = landscape.best(steps, seed=self.seed)
+            if diverges(self.engine, lrs | self.held, steps=CHECKED_STEPS):
+                # What diverges is not suggested: the best that was raced did not.
+                lrs = {name: race.best[0].lrs[name] for name in self.tested}
+            self._tell("race")
+            share, error = landscape.advantage(lrs, control, steps)
+            drop = race.start - race.best[0].score
+            evidence = Evidence(share * drop, error * drop, share, round(steps))
         made = {}
         for name, lr in lrs.items():
             top = [standing.lrs[name] for standing in race.best]
@@ -217,26 +206,14 @@ class RangeRun:
             made[name] = with_lr(brackets[name], lr, best)
         return self._suggestion(lrs, made, control, evidence)
 
-    def _evidence(
-        self, effort: Effort, lrs: Mapping[str, float], control: Mapping[str, float]
-    ) -> Evidence:
-        first = max(self.replicas, effort.race_orders)
-        return measure_evidence(
-            self.engine,
-            lrs,
-            control,
-            orders=range(first, first + effort.evidence_orders),
-            on_steps=lambda steps: self._tell("evidence"),
-        )
-
-    def _back_off(self) -> float:
-        if self.planned_steps is None or self.planned_steps < LONG_BURSTS * RUNGS[-1]:
-            return 1.0
-        self.messages.append(
-            f"All LRs are lowered by {BACK_OFF} decades for a training of {self.planned_steps:,} "
-            f"steps: a race of {RUNGS[-1]} favours LRs that are too high for a long one."
-        )
-        return 10**-BACK_OFF
+    def _horizon(self, kind: Kind) -> float:
+        steps = horizon(self.planned_steps, kind)
+        if self.planned_steps is not None:
+            self.messages[:] = [
+                f"For a training of {self.planned_steps:,} steps the LRs are those that are "
+                f"expected to be best after {steps:.0f} steps at a constant LR."
+            ]
+        return steps
 
     # -- refusals ---------------------------------------------------------------------------------
 
@@ -302,7 +279,7 @@ class RangeRun:
         num_ramps = 1 if self.one_lr else 1 + len(self.tested)
         steps = 1 + num_ramps * self.replicas * self.lrs[2]
         if self.effort is not None:
-            boxes = 0 if self.one_lr else 2 * self.effort.box_candidates
-            steps += num_race_steps(len(LINE), boxes, self.effort.race_orders)
-            steps += 0 if self.one_lr else 2 * self.effort.evidence_orders * RUNGS[-1]
+            in_box = 0 if self.one_lr else self.effort.box_candidates
+            steps += num_race_steps(len(LINE), in_box, self.effort.race_orders)
+            steps += 0 if self.one_lr else CHECKED_STEPS
         return steps

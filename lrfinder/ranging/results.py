@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-FORMAT = "lrfinder.RangeTest 1"
+FORMAT = "lrfinder.RangeTest 2"
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class RangeTest:
             ramps=ramps,
             standings=None
             if standings is None
-            else tuple(Standing(**_floats(item, ("score",))) for item in standings),
+            else tuple(Standing(**item | {"scores": tuple(item["scores"])}) for item in standings),
             cost=Cost(**data["cost"]),
             settings=data["settings"],
         )

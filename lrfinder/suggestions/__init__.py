@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,40 +44,34 @@ class Bracket:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Whether one LR for each group beats the best single one, on batch orders of their own.
+    """Whether one LR for each group beats the best single one, as the whole race tells it.
 
-    Law: advantage = mean over orders of (loss with the control - loss with the suggestion), each
-    the mean of the last losses of a burst; standard error = sd over orders / sqrt(orders). It is
-    an estimate from short bursts and never decides by itself.
+    Law: advantage = expected loss with the control - expected loss with the suggestion, after
+    `num_steps` steps, of the Gaussian process that was fitted to the race; the standard error is its
+    own. It is an estimate from short bursts and never decides by itself.
 
     Args:
         advantage: In the unit of the loss; > 0 where the suggestion is better.
-        standard_error: Of it; NaN for one order.
-        share: The advantage as a share of the loss that the control lost in the burst.
-        num_orders: Fresh batch orders that were tried, >= 1.
-        num_steps: Length of a burst.
+        standard_error: Of it.
+        share: The advantage as a share of the drop of the loss in the race.
+        num_steps: Steps after which the two are compared.
     """
 
     advantage: float
     standard_error: float
     share: float
-    num_orders: int
     num_steps: int
 
     def __str__(self) -> str:
         """The figures, and what they are worth."""
-        if not math.isfinite(self.advantage):
-            return (
-                "One of the two diverged on fresh batches: no comparison with the best single LR."
-            )
         strength = "no" if self.advantage <= 0 else "weak"
         if self.advantage > self.standard_error:
             strength = "some"
         return (
-            f"After {self.num_steps} steps the loss is {abs(self.advantage):.3g} "
+            f"After {self.num_steps} steps the loss is expected to be {abs(self.advantage):.3g} "
             f"± {self.standard_error:.2g} {'lower' if self.advantage >= 0 else 'higher'} than with "
-            f"the best single LR ({100 * self.share:+.1f} % of its drop; {self.num_orders} fresh "
-            f"batch orders): {strength} evidence for separate LRs."
+            f"the best single LR ({100 * self.share:+.1f} % of its drop): {strength} evidence for "
+            "separate LRs."
         )
 
 

@@ -1,0 +1,96 @@
+"""Candidates: the learning rates that race, and what the race will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from lrfinder.engines.batches import derived_seed
+
+Kind = Literal["equal", "joint"]
+Lrs = Mapping[str, float]
+
+RUNGS = (15, 30, 60, 120)  # steps after which candidates are judged
+KEPT = {  # share that goes on after each rung
+    "equal": (0.6, 0.4, 0.3),  # a line has few, and its best is what all others are compared with
+    "joint": (1 / 2, 1 / 4, 1 / 8),
+}
+KEPT_AT_LEAST = 2
+LINE = np.arange(-1.5, 0.51, 0.25)  # decades around the joint minimum
+JOINT_BOX = (-2.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """LRs that are tried.
+
+    Args:
+        kind: "equal": on the line of one LR for all groups (or one multiple of their ratios);
+            "joint": in the box around the joint minimum.
+        lrs: Group -> LR, of every group of the engine.
+    """
+
+    kind: Kind
+    lrs: Lrs
+
+
+def line(minimum: float, ratios: Lrs, held: Lrs) -> list[Candidate]:
+    """One LR for all groups, or one multiple of their ratios.
+
+    Args:
+        minimum: Of the joint ramp.
+        ratios: Group -> its LR over the one that is varied.
+        held: Group -> LR of those that are not tested.
+    """
+    return [
+        Candidate("equal", {name: ratio * lr for name, ratio in ratios.items()} | dict(held))
+        for lr in minimum * 10**LINE
+    ]
+
+
+def box(
+    minimum: float, groups: Sequence[str], held: Lrs, *, count: int, seed: int
+) -> list[Candidate]:
+    """Candidates spread evenly in log LR over [m / 100, 10 m] for each group.
+
+    Args:
+        minimum: m, of the joint ramp.
+        groups: Those that are tested.
+        held: Group -> LR of those that are not tested.
+        count: Candidates, a scrambled Sobol sequence.
+        seed: Of the scrambling.
+
+    Source: Sobol', 1967; scrambling of Owen, 1995; as `torch.quasirandom.SobolEngine`.
+    """
+    low, high = JOINT_BOX
+    engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
+        len(groups), scramble=True, seed=derived_seed(seed, 0, 2)
+    )
+    points = engine.draw(count, dtype=torch.float64).numpy() * (high - low) + low
+    return [
+        Candidate(
+            "joint", dict(zip(groups, (minimum * 10**point).tolist(), strict=True)) | dict(held)
+        )
+        for point in points
+    ]
+
+
+def num_race_steps(num_line: int, num_box: int, num_orders: int) -> int:
+    """Optimizer steps of a race in which none diverges."""
+    steps, taken = 0, 0
+    for number, rung in enumerate(RUNGS):
+        alive = num_alive("equal", num_line, number) + num_alive("joint", num_box, number)
+        steps += alive * (rung - taken)
+        taken = rung
+    return steps * num_orders
+
+
+def num_alive(kind: Kind, count: int, number: int) -> int:
+    """How many of `count` candidates run up to rung `number`."""
+    if number == 0:
+        return count
+    return min(count, max(round(count * KEPT[kind][number - 1]), KEPT_AT_LEAST))

@@ -1,0 +1,90 @@
+"""Landscapes: what a whole race shows of the LRs, beyond who won it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrfinder.racing.candidates import RUNGS, Kind, Lrs
+from lrfinder.racing.standings import Standing
+from lrfinder.suggestions.surrogates import Surrogate
+
+NEAR = 8  # candidates around which the landscape is looked at
+
+# A training of T steps is best served by what is best after c sqrt(T) steps at a constant LR: it has
+# time for lower LRs, and its schedule forgives higher ones. Several LRs at once have more ways to be
+# fast early, so they are read earlier than one.
+HORIZON = {"equal": 8.0, "joint": 5.0}
+FARTHEST = 2.0  # times the last rung: nothing is told of what comes later
+
+
+class Landscape:
+    """What a race shows: the LRs that are best after a number of steps, and how sure that is.
+
+    Args:
+        standings: Of the candidates, the best first.
+        groups: Whose LRs vary, independently of each other or, on a line, all by one factor.
+        start: Mean loss at the start.
+    """
+
+    def __init__(self, standings: Sequence[Standing], groups: Sequence[str], start: float) -> None:
+        self._groups = tuple(groups)
+        self._line = all(standing.kind == "equal" for standing in standings)
+        self._standings = standings
+        self._start = start
+
+    @cached_property
+    def _surrogate(self) -> Surrogate:
+        points, steps, gaps = [], [], []
+        for number, rung in enumerate(RUNGS):
+            judged = [one for one in self._standings if len(one.scores) > number]
+            if not judged:
+                continue
+            scores = np.array([standing.scores[number] for standing in judged])
+            drop = self._start - scores.min()
+            share = (scores - scores.min()) / drop if drop > 0 else np.ones(len(scores))
+            points += [self._point(standing.lrs) for standing in judged]
+            steps += [rung] * len(judged)
+            gaps += np.clip(share, 0.0, 1.0).tolist()
+        return Surrogate(np.array(points), np.array(steps, dtype=float), np.array(gaps))
+
+    def best(self, steps: float, *, seed: int = 0) -> dict[str, float]:
+        """Group -> the LR that is expected to be best after `steps`."""
+        before_last = [one for one in self._standings if len(one.scores) >= len(RUNGS) - 1]
+        near = (before_last or list(self._standings))[:NEAR]
+        point = self._surrogate.best(
+            steps, np.array([self._point(s.lrs) for s in near]), seed=seed
+        )
+        if not self._line:
+            return dict(zip(self._groups, (10**point).tolist(), strict=True))
+        lrs = self._standings[0].lrs
+        factor = 10 ** float(point[0] - self._point(lrs)[0])
+        return {name: lrs[name] * factor for name in self._groups}
+
+    def advantage(self, first: Lrs, second: Lrs, steps: float) -> tuple[float, float]:
+        """As `Surrogate.advantage`."""
+        return self._surrogate.advantage(self._point(first), self._point(second), steps)
+
+    def _point(self, lrs: Lrs) -> NDArray[np.float64]:
+        names = self._groups[:1] if self._line else self._groups
+        return np.array([math.log10(lrs[name]) for name in names])
+
+
+def horizon(planned_steps: int | None, kind: Kind) -> float:
+    """The number of steps after which the race is read, for a training to come.
+
+    Law: h = c sqrt(T), at least the second rung and at most twice the last, with c = 8 for one LR
+    and 5 for several; the last rung where T is not known.
+
+    Example:
+        >>> horizon(None, "joint"), horizon(400, "joint"), horizon(10**6, "joint")
+        (120.0, 100.0, 240.0)
+    """
+    if planned_steps is None:
+        return float(RUNGS[-1])
+    steps = HORIZON[kind] * math.sqrt(planned_steps)
+    return float(min(max(steps, RUNGS[1]), FARTHEST * RUNGS[-1]))
