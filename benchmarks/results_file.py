@@ -37,15 +37,40 @@ def environment() -> dict[str, Any]:
     return found
 
 
-def write_result(name: str, rows: Sequence[Mapping[str, Any]], **more: Any) -> Path:
-    """Write `results/<name>.json`: the command, the environment and one row for each measured thing."""
+def write_result(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    command: str | None = None,
+    compact: bool = False,
+    **more: Any,
+) -> Path:
+    """Write `results/<name>.json`: the command, the environment and one row for each measured thing.
+
+    Args:
+        name: Of the file.
+        rows: What was measured, JSON-able.
+        command: What measures it, after `python -m benchmarks.`; None for this call, whose module
+            has the file's name.
+        compact: Whether a row is one line.
+        more: Further entries of the file.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     # Where somebody's data lie is nobody else's affair.
     arguments = re.sub(r"(--data[ =])\S+", r"\1FOLDER", " ".join(sys.argv[1:]))
-    command = f"python -m benchmarks.{name} {arguments}".strip()
-    data = {"command": command, "environment": environment(), "rows": list(rows), **more}
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    given = f"{name} {arguments}".strip() if command is None else command
+    data = {
+        "command": f"python -m benchmarks.{given}",
+        "environment": environment(),
+        "rows": [] if compact else list(rows),
+        **more,
+    }
+    text = json.dumps(data, indent=2) + "\n"
+    if compact:
+        lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+        text = text.replace('"rows": []', f'"rows": [\n{lines}\n  ]', 1)
+    path.write_text(text)
     return path
 
 
