@@ -40,7 +40,7 @@ def run(problems: Sequence[Problem], *, num_seeds: int, options: Mapping[str, An
 
 def measure(problem: Problem, truth: Row, num_seeds: int, options: Mapping[str, Any]) -> list[Row]:
     """Each finder seed of a task, and its suggestion's loss over that of the best single LR."""
-    seeds = range(num_seeds if problem.batched else min(num_seeds, 2))
+    seeds = range(min(num_seeds, 2) if problem.slow else num_seeds)
     rows = [_suggest(problem, seed, problem.num_steps, options) for seed in seeds]
     _judge(problem, rows, truth["fresh"]["one_lr"], problem.num_steps)
     if "long" in truth:

@@ -44,6 +44,7 @@ class Problem:
         decades: Lowest and highest log10 LR of the grid.
         batched: Whether many replicas are trained in one step (faster for small tasks).
         num_seeds: On which grids are measured, and as many fresh ones up to 8.
+        slow: Whether it is too slow for a grid of vectors and for more than two finder seeds.
         uses: "one" and "groups", the benchmarks that it is part of; "long": also 4 times longer.
     """
 
@@ -59,6 +60,7 @@ class Problem:
     decades: tuple[float, float]
     batched: bool = True
     num_seeds: int = 12
+    slow: bool = False
     uses: tuple[str, ...] = ("groups",)
 
     @functools.cached_property
@@ -354,7 +356,7 @@ def _problems(data: str | None) -> Iterator[Problem]:
                   decades=(-2.5, 1.5), uses=long, **chars)  # fmt: skip
     yield problem("transformer", "characters Transformer, 3 groups, AdamW", transformer, groups=THREE,
                   optimizer="AdamW", make_data=functools.partial(text, 16, every_position=True),
-                  batch_size=16, num_steps=200, decades=(-4.0, 0.0), uses=("one", "groups"))  # fmt: skip
+                  batch_size=16, num_steps=150, batched=False, num_seeds=8, decades=(-4.0, 0.0), uses=("one", "groups"))  # fmt: skip
     yield problem("cnn", "digits CNN with BatchNorm, AdamW", functools.partial(cnn, 10), optimizer="AdamW",
                   decades=adamw, uses=("one",))  # fmt: skip
     yield problem("net", "Net on CIFAR-10, SGD", lrfinder.Net, optimizer="SGD", batch_size=64,
@@ -363,5 +365,7 @@ def _problems(data: str | None) -> Iterator[Problem]:
                   num_seeds=4, uses=("one",))  # fmt: skip
     yield problem("resnet18", "ResNet-18 on CIFAR-10, 3 groups, SGD", resnet18, optimizer="SGD",
                   groups={"stem": ["conv1.*", "bn1.*"], "body": "layer*", "head": "fc.*"},
-                  decades=(-3.5, 0.0), make_data=images(data, num_train=3200, num_val=500),
-                  num_steps=100, batched=False, num_seeds=2)  # fmt: skip
+                  batch_size=16, decades=(-2.75, -0.25),
+                  make_data=images(data, num_train=1600, num_val=500),
+                  num_steps=100, batched=False, num_seeds=2,
+                  slow=True)  # fmt: skip

@@ -97,7 +97,7 @@ def measure(problem: Problem) -> Row:
     row["line"] = line(problem, problem.decades, problem.num_steps)
     one_lr = row["line"]["best"]
     points = {"one_lr": [one_lr] * len(problem.groups)}
-    if "groups" in problem.uses and problem.batched:
+    if "groups" in problem.uses and not problem.slow:
         points["vector"] = row["vector"] = best_vector(problem, one_lr)
     row["fresh"] = _on_fresh(problem, points, problem.num_steps)
     if "long" in problem.uses:
