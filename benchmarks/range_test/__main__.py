@@ -2,6 +2,7 @@
 
     python -m benchmarks.range_test truth --data FOLDER      # the grids, once
     python -m benchmarks.range_test groups                   # an LR for each group
+    python -m benchmarks.range_test one-lr --peers-env DIR   # one LR, beside the peers
 
 `--tasks` picks some by name; FOLDER holds CIFAR-10's images, and is needed for `net` and `resnet18`.
 """  # noqa: D415
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.range_test import groups, truth
+from benchmarks.range_test import groups, one_lr, truth
 from benchmarks.range_test.tasks import Problem, problems
 
 
@@ -21,16 +22,19 @@ def main(argv: list[str] | None = None) -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.range_test")
     parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("truth", "groups"):
+    for name in ("truth", "groups", "one-lr"):
         part = parts.add_parser(name)
         part.add_argument("--tasks", nargs="*")
         part.add_argument("--data")
         part.add_argument("--threads", type=int, default=1)
         if name != "truth":
-            part.add_argument("--seeds", type=int, default=6)
+            part.add_argument("--seeds", type=int, default=6 if name == "groups" else 10)
+            part.add_argument("--no-save", action="store_true")
+        if name == "groups":
             part.add_argument("--effort")
             part.add_argument("--engine")
-            part.add_argument("--no-save", action="store_true")
+        if name == "one-lr":
+            part.add_argument("--peers-env")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.part == "truth":
@@ -40,6 +44,14 @@ def main(argv: list[str] | None = None) -> None:
             _chosen(options, "groups"),
             num_seeds=options.seeds,
             options=_given(effort=options.effort, engine=options.engine),
+            save=not options.no_save,
+        )
+    elif options.part == "one-lr":
+        one_lr.run(
+            _chosen(options, "one"),
+            num_seeds=options.seeds,
+            peers_env=options.peers_env,
+            data=options.data,
             save=not options.no_save,
         )
 
