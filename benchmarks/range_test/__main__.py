@@ -3,9 +3,11 @@
     python -m benchmarks.range_test truth --data FOLDER      # the grids, once
     python -m benchmarks.range_test groups                   # an LR for each group
     python -m benchmarks.range_test one-lr --peers-env DIR   # one LR, beside the peers
+    python -m benchmarks.range_test refusals                 # curves with known answers
+    python -m benchmarks.range_test overhead                 # time
 
 `--tasks` picks some by name; FOLDER holds CIFAR-10's images, and is needed for `net` and `resnet18`.
-"""  # noqa: D415
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.range_test import groups, one_lr, truth
+from benchmarks.range_test import groups, one_lr, overhead, refusals, truth
 from benchmarks.range_test.tasks import Problem, problems
 
 
@@ -22,12 +24,17 @@ def main(argv: list[str] | None = None) -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.range_test")
     parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("truth", "groups", "one-lr"):
+    for name in ("truth", "groups", "one-lr", "refusals", "overhead"):
         part = parts.add_parser(name)
-        part.add_argument("--tasks", nargs="*")
-        part.add_argument("--data")
         part.add_argument("--threads", type=int, default=1)
-        if name != "truth":
+        if name in ("truth", "groups", "one-lr"):
+            part.add_argument("--tasks", nargs="*")
+            part.add_argument("--data")
+        if name == "refusals":
+            part.add_argument("--curves", type=int, default=200)
+        if name == "overhead":
+            part.add_argument("--rounds", type=int, default=15)
+        if name in ("groups", "one-lr"):
             part.add_argument("--seeds", type=int, default=6 if name == "groups" else 10)
             part.add_argument("--no-save", action="store_true")
         if name == "groups":
@@ -54,6 +61,10 @@ def main(argv: list[str] | None = None) -> None:
             data=options.data,
             save=not options.no_save,
         )
+    elif options.part == "refusals":
+        refusals.run(count=options.curves)
+    else:
+        overhead.run(rounds=options.rounds)
 
 
 def _chosen(options: argparse.Namespace, use: str | None = None) -> list[Problem]:

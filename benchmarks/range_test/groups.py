@@ -25,7 +25,9 @@ CLOSE = 1.03
 NOISE = 2.0  # standard errors beyond which a joint gain counts as one
 
 
-def run(problems: Sequence[Problem], *, num_seeds: int, options: Mapping[str, Any], save: bool) -> None:
+def run(
+    problems: Sequence[Problem], *, num_seeds: int, options: Mapping[str, Any], save: bool
+) -> None:
     """Measure, print and, unless told not to, write the result file."""
     rows: list[Row] = []
     for problem in problems:
@@ -91,9 +93,7 @@ def _judge(problem: Problem, rows: list[Row], best: list[float], num_steps: int)
     for key, name in (("lrs", "ratio"), ("control", "control_ratio")):
         given = [row for row in rows if set(row[key]) == set(problem.groups)]
         vectors = [[row[key][group] for group in problem.groups] for row in given]
-        losses = (
-            final_losses(problem, vectors, fresh_seeds(problem), num_steps) if vectors else []
-        )
+        losses = final_losses(problem, vectors, fresh_seeds(problem), num_steps) if vectors else []
         for row, values in zip(given, losses, strict=True):
             row[name] = round(float(np.mean(values) / np.mean(best)), 4)
 
@@ -164,4 +164,7 @@ def told(problem: Problem, truth: Row, rows: Sequence[Row]) -> str:
             text += f"{label} {_geometric(values):.3f} (worst {values.max():.3f}), one LR {_geometric(control):.3f}"
     if "vector" in truth:
         text += f"  grid {1 - joint_gain(truth)[0]:.3f}"
-    return text + f"  {np.median([row['steps'] for row in own]):.0f} steps, {np.median([row['seconds'] for row in own]):.1f} s"
+    return (
+        text
+        + f"  {np.median([row['steps'] for row in own]):.0f} steps, {np.median([row['seconds'] for row in own]):.1f} s"
+    )

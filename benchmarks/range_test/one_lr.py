@@ -108,7 +108,12 @@ def judged(problem: Problem, truth: Row, found: Sequence[dict[str, Any]]) -> lis
         ratios = [
             ratio for item, ratio in zip(given, losses, strict=True) if item["method"] == method
         ]
-        row: Row = {"task": problem.name, "title": problem.title, "method": method, "runs": len(own)}
+        row: Row = {
+            "task": problem.name,
+            "title": problem.title,
+            "method": method,
+            "runs": len(own),
+        }
         row["refused"] = len(own) - len(x)
         row["decades"] = [round(float(value), 3) for value in x]
         if len(x):
@@ -131,5 +136,7 @@ def told(problem: Problem, rows: Sequence[Row]) -> str:
     lines = [problem.title]
     for row in rows:
         numbers = [f"{row.get(key, math.nan):7.3f}" for key in ("error", "spread", "ratio")]
-        lines.append(f"  {row['method']:24s} {' '.join(numbers)}  refused {row['refused']} of {row['runs']}")
+        lines.append(
+            f"  {row['method']:24s} {' '.join(numbers)}  refused {row['refused']} of {row['runs']}"
+        )
     return "\n".join(lines)

@@ -73,7 +73,9 @@ def suggestions(
 # -- in the peers' environment --------------------------------------------------------------------
 
 
-def _parts(problem: Problem, seed: int) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]:
+def _parts(
+    problem: Problem, seed: int
+) -> tuple[nn.Module, torch.optim.Optimizer, DataLoader[Any]]:
     """Model, optimizer and a loader of torch, as every peer takes them."""
     model = problem.model(seed)
     optimizer = problem.make_optimizer([{"params": list(model.parameters())}])
@@ -141,7 +143,7 @@ def lightning(problem: Problem, seed: int) -> dict[str, float]:
 
 
 def fastai(problem: Problem, seed: int) -> dict[str, float]:
-    """fastai's four rules, on one sweep."""
+    """The four rules of fastai, on one sweep."""
     from fastai.callback.schedule import minimum, slide, steep, valley
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader as FastaiLoader

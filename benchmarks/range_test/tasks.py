@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -182,7 +183,7 @@ def _split(inputs: Tensor, targets: Tensor, *, share: float) -> Data:
 
 def mlp(*sizes: int, scales: Mapping[int, float] | None = None) -> nn.Module:
     """Linear layers and ReLU; the last is the head. `scales` multiplies the weights of some."""
-    layers = [nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
     for number, scale in (scales or {}).items():
         with torch.no_grad():
             layers[number].weight *= scale
@@ -259,7 +260,10 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.GELU(),
+            nn.Linear(2 * width, width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -324,8 +328,16 @@ def _problems(data: str | None) -> Iterator[Problem]:
     ce, mse = nn.CrossEntropyLoss(), nn.MSELoss()
     sizes, sgd, adamw = (64, 64, 64, 10), (-3.5, 1.0), (-4.5, 0.0)
 
-    def problem(name: str, title: str, make_model: Callable[[], nn.Module], **options: Any) -> Problem:
-        usual = {"groups": TWO, "criterion": ce, "make_data": digits, "batch_size": 32, "num_steps": 150}
+    def problem(
+        name: str, title: str, make_model: Callable[[], nn.Module], **options: Any
+    ) -> Problem:
+        usual = {
+            "groups": TWO,
+            "criterion": ce,
+            "make_data": digits,
+            "batch_size": 32,
+            "num_steps": 150,
+        }
         return Problem(name=name, title=title, make_model=make_model, **(usual | options))
 
     every, long = ("one", "groups", "long"), ("groups", "long")
@@ -333,9 +345,16 @@ def _problems(data: str | None) -> Iterator[Problem]:
     small_head = functools.partial(mlp, *sizes, scales={2: 0.01})
     large_body = functools.partial(mlp, *sizes, scales={0: 8.0, 1: 0.5})
     regression = {"criterion": mse, "make_data": friedman, "num_steps": 250}
-    chars = {"groups": THREE, "make_data": functools.partial(text, 8), "batch_size": 64, "num_steps": 250}
+    chars = {
+        "groups": THREE,
+        "make_data": functools.partial(text, 8),
+        "batch_size": 64,
+        "num_steps": 250,
+    }
     yield problem("mlp-sgd", "digits MLP, SGD", plain, optimizer="SGD", decades=sgd, uses=every)
-    yield problem("mlp-adamw", "digits MLP, AdamW", plain, optimizer="AdamW", decades=adamw, uses=every)
+    yield problem(
+        "mlp-adamw", "digits MLP, AdamW", plain, optimizer="AdamW", decades=adamw, uses=every
+    )
     yield problem("small-head", "digits MLP, head starts at 1/100, SGD", small_head, optimizer="SGD",
                   decades=sgd, uses=long)  # fmt: skip
     yield problem("large-body", "digits MLP, first layer starts 8 x, SGD", large_body, optimizer="SGD",
@@ -356,7 +375,8 @@ def _problems(data: str | None) -> Iterator[Problem]:
                   decades=(-2.5, 1.5), uses=long, **chars)  # fmt: skip
     yield problem("transformer", "characters Transformer, 3 groups, AdamW", transformer, groups=THREE,
                   optimizer="AdamW", make_data=functools.partial(text, 16, every_position=True),
-                  batch_size=16, num_steps=150, batched=False, num_seeds=8, decades=(-4.0, 0.0), uses=("one", "groups"))  # fmt: skip
+                  batch_size=16, num_steps=150, batched=False, num_seeds=8,
+                  decades=(-4.0, 0.0), uses=("one", "groups"))  # fmt: skip
     yield problem("cnn", "digits CNN with BatchNorm, AdamW", functools.partial(cnn, 10), optimizer="AdamW",
                   decades=adamw, uses=("one",))  # fmt: skip
     yield problem("net", "Net on CIFAR-10, SGD", lrfinder.Net, optimizer="SGD", batch_size=64,

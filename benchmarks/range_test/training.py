@@ -80,9 +80,7 @@ def _train_one_by_one(
     )  # fmt: skip
 
 
-def trained(
-    problem: Problem, lrs: Mapping[str, float], seed: int, num_steps: int
-) -> nn.Module:
+def trained(problem: Problem, lrs: Mapping[str, float], seed: int, num_steps: int) -> nn.Module:
     """One model after training."""
     model = problem.model(seed)
     optimizer = problem.make_optimizer(lrfinder.param_groups(model, problem.groups))

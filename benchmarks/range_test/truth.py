@@ -44,7 +44,11 @@ def line(problem: Problem, decades: tuple[float, float], num_steps: int) -> Row:
     points = np.arange(decades[0], decades[1] + 1e-9, 0.25)
     losses = _losses(problem, [[x] * len(problem.groups) for x in points], num_steps)
     best = points[losses.mean(axis=1).argmin()]
-    return {"decades": points.tolist(), "losses": _rounded(losses.mean(axis=1)), "best": float(best)}
+    return {
+        "decades": points.tolist(),
+        "losses": _rounded(losses.mean(axis=1)),
+        "best": float(best),
+    }
 
 
 def best_vector(problem: Problem, one_lr: float) -> list[float]:
@@ -179,12 +183,11 @@ def region(row: Row, within: float = 1.05) -> tuple[float, float]:
     limit, best = within * y.min(), int(y.argmin())
     ends = []
     for path in (range(best, -1, -1), range(best, len(x))):
-        inside = [index for index in path]
-        stop = next((i for i, index in enumerate(inside) if y[index] > limit), None)
+        stop = next((i for i, index in enumerate(path) if y[index] > limit), None)
         if stop is None:
-            ends.append(float(x[inside[-1]]))
+            ends.append(float(x[path[-1]]))
             continue
-        a, b = inside[stop - 1], inside[stop]
+        a, b = path[stop - 1], path[stop]
         ends.append(float(x[a] + (x[b] - x[a]) * (limit - y[a]) / (y[b] - y[a])))
     return ends[0], ends[1]
 
