@@ -9,35 +9,16 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; this fills it 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from benchmarks.markdown import read, rows_to_markdown, source
+from benchmarks.range_test.tables import TABLES as RANGE_TEST_TABLES
 
 ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
-
-
-def read(name: str) -> dict[str, Any]:
-    """One result file."""
-    data: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return data
-
-
-def rows_to_markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table of Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def source(data: dict[str, Any]) -> str:
-    """Where and how a table was measured."""
-    found = data["environment"]
-    place = f"{found['cpu_cores']} CPU cores" + (f", {found['gpu']}" if "gpu" in found else "")
-    return f"\n`{data['command']}`, {found['date']}, torch {found['torch']}, {place}.\n"
 
 
 def house() -> str:
@@ -105,6 +86,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "house": house,
     "real_images": real_images,
     "threads": threads,
+    **RANGE_TEST_TABLES,
 }
 
 

@@ -5,6 +5,7 @@
     python -m benchmarks.range_test one-lr --peers-env DIR   # one LR, beside the peers
     python -m benchmarks.range_test refusals                 # curves with known answers
     python -m benchmarks.range_test overhead                 # time
+    python -m benchmarks.range_test figures --data FOLDER    # the pages' figures
 
 `--tasks` picks some by name; FOLDER holds CIFAR-10's images, and is needed for `net` and `resnet18`.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.range_test import groups, one_lr, overhead, refusals, truth
+from benchmarks.range_test import figures, groups, one_lr, overhead, refusals, truth
 from benchmarks.range_test.tasks import Problem, problems
 
 
@@ -24,10 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.range_test")
     parts = parser.add_subparsers(dest="part", required=True)
-    for name in ("truth", "groups", "one-lr", "refusals", "overhead"):
+    for name in ("truth", "groups", "one-lr", "refusals", "overhead", "figures"):
         part = parts.add_parser(name)
         part.add_argument("--threads", type=int, default=1)
-        if name in ("truth", "groups", "one-lr"):
+        if name in ("truth", "groups", "one-lr", "figures"):
             part.add_argument("--tasks", nargs="*")
             part.add_argument("--data")
         if name == "refusals":
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     elif options.part == "refusals":
         refusals.run(count=options.curves)
+    elif options.part == "figures":
+        figures.run(_chosen(options))
     else:
         overhead.run(rounds=options.rounds)
 

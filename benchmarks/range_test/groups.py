@@ -123,9 +123,9 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
             if not tasks:
                 continue
             runs = np.concatenate(list(tasks.values()))
-            means = [_geometric(values) for values in tasks.values()]
+            means = [geometric(values) for values in tasks.values()]
             name = prefix + key
-            found[f"{name}"] = _geometric(means)
+            found[f"{name}"] = geometric(means)
             found[f"{name}_worst_task"] = max(means)
             found[f"{name}_worst_run"] = float(runs.max())
             found[f"{name}_close"] = float((runs <= CLOSE).mean())
@@ -148,7 +148,8 @@ def per_task(rows: Sequence[Row], key: str) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def _geometric(values: Sequence[float] | NDArray[np.float64]) -> float:
+def geometric(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """The geometric mean."""
     return float(np.exp(np.mean(np.log(values))))
 
 
@@ -161,7 +162,7 @@ def told(problem: Problem, truth: Row, rows: Sequence[Row]) -> str:
         ratios, controls = per_task(part, "ratio"), per_task(part, "control_ratio")
         if ratios:
             values, control = ratios[problem.name], controls.get(problem.name, np.array([np.nan]))
-            text += f"{label} {_geometric(values):.3f} (worst {values.max():.3f}), one LR {_geometric(control):.3f}"
+            text += f"{label} {geometric(values):.3f} (worst {values.max():.3f}), one LR {geometric(control):.3f}"
     if "vector" in truth:
         text += f"  grid {1 - joint_gain(truth)[0]:.3f}"
     return (

@@ -183,7 +183,8 @@ FINDERS: dict[Finder, tuple[str, ...]] = {
 }
 
 
-def _answers(problem: Problem, seed: int) -> Iterator[dict[str, Any]]:
+def answers(problem: Problem, seed: int) -> Iterator[dict[str, Any]]:
+    """What each peer says; where one says nothing, or crashes, there is no LR."""
     for finder, methods in FINDERS.items():
         began = time.perf_counter()
         found: dict[str, float] = {}
@@ -213,7 +214,7 @@ def main() -> None:
         row
         for name in asked["tasks"]
         for seed in asked["seeds"]
-        for row in _answers(known[name], seed)
+        for row in answers(known[name], seed)
     ]
     print("\n" + json.dumps(rows))
 

@@ -64,7 +64,8 @@ def _val_loss(problem: Problem, model: nn.Module) -> float:
         return float(problem.criterion(model.eval()(inputs), targets))
 
 
-def _factor(step: int, num_steps: int) -> float:
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    """What LRs are multiplied by at a step."""
     return DECAYS_TO if step >= int(DECAYS_AT * num_steps) else 1.0
 
 
@@ -87,7 +88,7 @@ def trained(problem: Problem, lrs: Mapping[str, float], seed: int, num_steps: in
     inputs, targets = problem.data[0]
     for step, chosen in enumerate(problem.orders(seed, num_steps)):
         for group in optimizer.param_groups:
-            group["lr"] = lrs[group["name"]] * _factor(step, num_steps)
+            group["lr"] = lrs[group["name"]] * learning_rate_factor(step, num_steps)
         optimizer.zero_grad()
         loss = problem.criterion(model(inputs[chosen]), targets[chosen])
         if not torch.isfinite(loss):
@@ -122,7 +123,7 @@ def _train_batched(
         chosen = orders[step][mine]
         value = losses(params, buffers, inputs[chosen], targets[chosen])
         gradients = torch.autograd.grad(value.sum(), list(params.values()))
-        update(gradients, _factor(step, num_steps))
+        update(gradients, learning_rate_factor(step, num_steps))
     model.eval()
     x, y = problem.data[1]
     with torch.no_grad():

@@ -136,16 +136,15 @@ def run(problems: Sequence[Problem]) -> None:
 
 def write_rows(rows: Sequence[Row]) -> None:
     """Put rows into the file, in the places of those of the same tasks."""
+    kept = truth_rows() | {row["task"]: row for row in rows}
+    write_result(NAME, list(kept.values()), command="range_test truth --data FOLDER", compact=True)
+
+
+def truth_rows() -> dict[str, Row]:
+    """Task -> its truth, of every task that was measured."""
     path = RESULTS / f"{NAME}.json"
-    kept = {row["task"]: row for row in read()} if path.exists() else {}
-    kept |= {row["task"]: row for row in rows}
-    write_result(NAME, list(kept.values()), command="range_test truth", compact=True)
-
-
-def read() -> list[Row]:
-    """The truth of every task that was measured."""
-    rows: list[Row] = json.loads((RESULTS / f"{NAME}.json").read_text())["rows"]
-    return rows
+    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return {row["task"]: row for row in rows}
 
 
 def truth_of(problem: Problem) -> Row:
@@ -154,13 +153,13 @@ def truth_of(problem: Problem) -> Row:
     Raises:
         ValueError: If it was not measured.
     """
-    for row in read() if (RESULTS / f"{NAME}.json").exists() else []:
-        if row["task"] == problem.name:
-            return row
-    raise ValueError(
-        f"The truth of task {problem.name!r} must be measured before. Run "
-        f"`python -m benchmarks.range_test truth --tasks {problem.name}`."
-    )
+    rows = truth_rows()
+    if problem.name not in rows:
+        raise ValueError(
+            f"The truth of task {problem.name!r} must be measured before. Run "
+            f"`python -m benchmarks.range_test truth --tasks {problem.name}`."
+        )
+    return rows[problem.name]
 
 
 def joint_gain(row: Row, *, long: bool = False) -> tuple[float, float]:
