@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import lrfinder
 from benchmarks.range_test.tasks import Problem
 from benchmarks.range_test.training import final_losses
-from benchmarks.range_test.truth import LONGER, Row, fresh_seeds, joint_gain, truth_of
+from benchmarks.range_test.truth import LONGER, Row, fresh_seeds, joint_gain, merged, truth_of
 from benchmarks.results_file import write_result
 
 NAME = "range_test_groups"
@@ -28,16 +28,19 @@ NOISE = 2.0  # standard errors beyond which a joint gain counts as one
 def run(
     problems: Sequence[Problem], *, num_seeds: int, options: Mapping[str, Any], save: bool
 ) -> None:
-    """Measure, print and, unless told not to, write the result file."""
+    """Measure, print and, unless told not to, put the rows in the place of those of the same tasks."""
     rows: list[Row] = []
     for problem in problems:
         truth = truth_of(problem)
         rows += measure(problem, truth, num_seeds, options)
         print(told(problem, truth, rows), flush=True)
+        if save:
+            every = merged(NAME, rows)
+            write_result(
+                NAME, every, command="range_test groups", compact=True, summary=summary(every)
+            )
     for key, value in summary(rows).items():
         print(f"{key:32s} {value:.4g}")
-    if save:
-        write_result(NAME, rows, command="range_test groups", compact=True, summary=summary(rows))
 
 
 def measure(problem: Problem, truth: Row, num_seeds: int, options: Mapping[str, Any]) -> list[Row]:

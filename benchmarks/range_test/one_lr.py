@@ -20,7 +20,7 @@ import lrfinder
 from benchmarks.range_test import peers
 from benchmarks.range_test.tasks import Problem
 from benchmarks.range_test.training import final_losses
-from benchmarks.range_test.truth import Row, fresh_seeds, region, truth_of
+from benchmarks.range_test.truth import Row, fresh_seeds, merged, region, truth_of
 from benchmarks.results_file import RESULTS, write_result
 
 NAME = "range_test_one_lr"
@@ -29,37 +29,34 @@ OURS = ("lrfinder", "lrfinder, length given", "lrfinder, ramps only")
 
 
 def run(
-    problems: Sequence[Problem], *, num_seeds: int, peers_env: str | None, data: str | None, save: bool
-) -> None:  # fmt: skip
-    """Measure, print and write. Without `peers_env` the peers' rows of the file stay."""
-    truths = {problem.name: truth_of(problem) for problem in problems}
-    kept = _kept(problems, peers_too=peers_env is not None)
-    rows: list[Row] = []
+    problems: Sequence[Problem],
+    *,
+    num_seeds: int,
+    peers_env: str | None,
+    data: str | None,
+    save: bool,
+) -> None:
+    """Measure, print and write. Without `peers_env` the rows of the peers in the file stay."""
     for problem in problems:
+        truth = truth_of(problem)
         found = [_suggest(problem, seed, arm) for arm in OURS for seed in range(num_seeds)]
         if peers_env is not None:
             python = peers.make_environment(Path(peers_env))
             found += peers.suggestions(python, [problem], range(num_seeds), data)
-        rows += judged(problem, truths[problem.name], found)
-        rows += [row for row in kept if row["task"] == problem.name]
-        print(told(problem, [row for row in rows if row["task"] == problem.name]), flush=True)
+        rows = judged(problem, truth, found)
+        if peers_env is None:
+            rows += _peers_of(problem)
+        print(told(problem, rows), flush=True)
         if save:
-            rest = [row for row in kept if row["task"] not in {row["task"] for row in rows}]
-            write_result(
-                NAME, rows + rest, command="range_test one-lr --peers-env FOLDER", compact=True
-            )
+            command = "range_test one-lr --peers-env FOLDER --data FOLDER"
+            write_result(NAME, merged(NAME, rows), command=command, compact=True)
 
 
-def _kept(problems: Sequence[Problem], *, peers_too: bool) -> list[Row]:
-    """Rows of the file that this run does not measure."""
+def _peers_of(problem: Problem) -> list[Row]:
+    """What the file says of the peers."""
     path = RESULTS / f"{NAME}.json"
     rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
-    names = {problem.name for problem in problems}
-    return [
-        row
-        for row in rows
-        if row["task"] not in names or (row["method"] not in OURS and not peers_too)
-    ]
+    return [row for row in rows if row["task"] == problem.name and row["method"] not in OURS]
 
 
 def _suggest(problem: Problem, seed: int, arm: str) -> dict[str, Any]:
@@ -99,8 +96,9 @@ def judged(problem: Problem, truth: Row, found: Sequence[dict[str, Any]]) -> lis
     best = np.mean(truth["fresh"]["one_lr"][: len(seeds)])
     low, high = region(truth)
     given = [item for item in found if item["lr"] is not None]
-    vectors = [[item["lr"]] * len(problem.groups) for item in given]
-    losses = final_losses(problem, vectors, seeds, problem.num_steps).mean(axis=1) / best
+    lrs, which = np.unique([item["lr"] for item in given], return_inverse=True)
+    vectors = np.repeat(lrs[:, None], len(problem.groups), axis=1)
+    losses = final_losses(problem, vectors, seeds, problem.num_steps).mean(axis=1)[which] / best
     rows = []
     for method in dict.fromkeys(item["method"] for item in found):
         own = [item for item in found if item["method"] == method]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.range_test.tasks import Problem
+from benchmarks.range_test.tasks import Problem, problems
 from benchmarks.range_test.training import final_losses
 from benchmarks.results_file import RESULTS, write_result
 
@@ -126,9 +126,9 @@ def _rounded(values: NDArray[np.float64]) -> list[float]:
 # -- the file -------------------------------------------------------------------------------------
 
 
-def run(problems: Sequence[Problem]) -> None:
+def run(chosen: Sequence[Problem]) -> None:
     """Measure the truth of some tasks; the others in the file stay."""
-    for problem in problems:
+    for problem in chosen:
         row = measure(problem)
         write_rows([row])
         print(summary(row), flush=True)
@@ -136,8 +136,18 @@ def run(problems: Sequence[Problem]) -> None:
 
 def write_rows(rows: Sequence[Row]) -> None:
     """Put rows into the file, in the places of those of the same tasks."""
-    kept = truth_rows() | {row["task"]: row for row in rows}
-    write_result(NAME, list(kept.values()), command="range_test truth --data FOLDER", compact=True)
+    every = merged(NAME, rows)
+    write_result(NAME, every, command="range_test truth --data FOLDER", compact=True)
+
+
+def merged(name: str, rows: Sequence[Row]) -> list[Row]:
+    """These rows, and those of other tasks that a result file has, in the order of the tasks."""
+    path = RESULTS / f"{name}.json"
+    known: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {row["task"] for row in rows}
+    every = [*rows, *(row for row in known if row["task"] not in new)]
+    order = list(problems())
+    return sorted(every, key=lambda row: order.index(row["task"]))
 
 
 def truth_rows() -> dict[str, Row]:
