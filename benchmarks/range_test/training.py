@@ -40,6 +40,8 @@ def final_losses(
         Shape (points, seeds).
     """
     points = np.asarray(lrs, dtype=np.float64)
+    if not len(points):
+        return np.empty((0, len(seeds)))
     rates = np.repeat(points, len(seeds), axis=0)
     every = list(seeds) * len(points)
     train = _train_batched if problem.batched else _train_one_by_one

@@ -131,6 +131,7 @@ def test_methods_are_judged_by_the_grid() -> None:
     usual = {"steps": 100, "seconds": 1.0, "message": ""}
     found = [{"method": "a", "lr": lr, **usual} for lr in (0.1, 0.1, 10**-0.5)]
     found += [{"method": "b", "lr": None, **usual, "message": "no minimum"}]
+    assert one_lr.judged(one, truth, found[-1:])[0]["refused"] == 1
     right, refused = one_lr.judged(one, truth, found)
     assert right["error"] == 0.0
     assert right["spread"] == pytest.approx(np.std([-1, -1, -0.5], ddof=1), abs=1e-3)
