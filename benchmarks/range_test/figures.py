@@ -61,7 +61,7 @@ def draw_grid(ax: Axes, truth: Row, suggested: float | None) -> None:
     )
     if suggested is not None:
         ax.axvline(suggested, color="#D55E00", linewidth=1.6, label="suggested")
-    ax.set_yscale("log")
+    ax.set_yscale("log" if losses.max() > 5 * losses.min() else "linear")
     ax.set_xlabel("learning rate", fontsize=SMALL)
     ax.set_ylabel(f"validation loss after {truth['num_steps']} steps", fontsize=SMALL)
     ax.tick_params(labelsize=SMALL - 1, which="both")

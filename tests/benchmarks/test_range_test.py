@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import lrfinder
-from benchmarks.range_test import groups, one_lr, peers, refusals, tables
+from benchmarks.markdown import read
+from benchmarks.range_test import groups, one_lr, peers, refusals
 from benchmarks.range_test.curves import FAMILIES, NOISES
 from benchmarks.range_test.figures import EXAMPLES
 from benchmarks.range_test.tasks import Problem, problems
 from benchmarks.range_test.training import CAP, final_losses, learning_rate_factor
-from benchmarks.range_test.truth import joint_gain, region
+from benchmarks.range_test.truth import joint_gain, region, truth_rows
 
 NAMES = list(problems())
 WITHOUT_IMAGES = [name for name in NAMES if name not in ("net", "resnet18")]
-FRAMED: dict[str, Any] = {"title": "a task", "task": "mlp-sgd", "num_steps": 10}
 
 
 def problem(name: str) -> Problem:
@@ -219,13 +217,10 @@ def test_readings_are_counted() -> None:
 
 
 def test_every_task_is_published() -> None:
-    folder = Path(tables.__file__).parents[1] / "results"
-    truth = {
-        row["task"] for row in json.loads((folder / "range_test_truth.json").read_text())["rows"]
-    }
+    truth = set(truth_rows())
     known = problems()
     for file, use in (("range_test_one_lr", "one"), ("range_test_groups", "groups")):
-        rows = json.loads((folder / f"{file}.json").read_text())["rows"]
+        rows = read(file)["rows"]
         wanted = {name for name in known if use in known[name].uses}
         assert {row["task"] for row in rows} == wanted
         assert wanted <= truth
@@ -236,3 +231,8 @@ def test_every_picture_is_there() -> None:
     wanted = [f"reading_{example.name}" for example in EXAMPLES]
     for name in [*wanted, *(f"range_test_{name}" for name in NAMES)]:
         assert 0 < (folder / f"{name}.png").stat().st_size <= 100_000
+
+
+def test_the_groups_of_the_picture_differ_as_the_page_says() -> None:
+    body, head = truth_rows()["mlp-adamw"]["vector"]
+    assert 10 ** (head - body) > 30
