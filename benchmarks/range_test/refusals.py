@@ -11,8 +11,12 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import torch
+from torch import nn
 
+import lrfinder
 from benchmarks.range_test.curves import FAMILIES, NOISES, Curve
+from benchmarks.range_test.tasks import mlp
 from benchmarks.range_test.truth import Row
 from benchmarks.results_file import write_result
 from lrfinder.suggestions.curves import Reading, combined, read_ramp, stop_rule
@@ -22,6 +26,7 @@ NAME = "range_test_refusals"
 SIZES = (0.0, 0.03, 0.1, 0.3, 1.0)  # sd of the noise over the drop
 REPLICAS = 2  # batch orders, the default of a range test
 WRONG = 0.5  # decades
+WHOLE_TESTS = 20
 
 
 def run(*, count: int) -> None:
@@ -37,7 +42,16 @@ def run(*, count: int) -> None:
             f"{row['family']:20s} {row['noise']:12s} {row['size']:5.2f}  wrong {row['wrong']:.3f}  "
             f"needless {row['needless']:.3f}  {row['statuses']}"
         )
-    write_result(NAME, rows, command="range_test refusals", compact=True, count=count)
+    whole = nothing_to_learn(WHOLE_TESTS)
+    print(f"nothing to learn: {whole}")
+    write_result(
+        NAME,
+        rows,
+        command="range_test refusals",
+        compact=True,
+        count=count,
+        nothing_to_learn=whole,
+    )
 
 
 def measure(family: str, noise: str, size: float, count: int) -> Row:
@@ -82,3 +96,31 @@ def error(curve: Curve, reading: Reading) -> float:
         return math.inf
     x = math.log10(reading.minimum)
     return max(curve.answer[0] - x, x - curve.answer[1], 0.0)
+
+
+# -- whole range tests ----------------------------------------------------------------------------
+
+
+def nothing_to_learn(count: int) -> Row:
+    """Range tests of an MLP whose output starts at 0, on targets of pure noise: every suggestion is wrong.
+
+    No batch comes twice, so that there is nothing to learn by heart either.
+    """
+    statuses: Counter[str] = Counter()
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+        inputs, targets = (torch.randn(20_000, size, generator=generator) for size in (10, 1))
+        torch.manual_seed(seed)
+        model = mlp(10, 48, 48, 1, scales={2: 0.0})
+        nn.init.zeros_(model.get_parameter("head.bias"))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        result = lrfinder.range_test(
+            model,
+            optimizer,
+            lrfinder.supervised(nn.MSELoss()),
+            lrfinder.TensorLoader(inputs, targets, batch_size=32, shuffle=True, seed=seed),
+            seed=seed,
+        )
+        (bracket,) = result.suggestion.brackets.values()
+        statuses[bracket.status if bracket.refused else "suggested"] += 1
+    return {"runs": count, "suggested": statuses["suggested"], "statuses": dict(statuses)}

@@ -169,7 +169,12 @@ def refusal_rates() -> str:
             line.append(_percent(row["wrong"]) + needless)
         rows.append(line)
     header = ["curve", *(f"{noise} {size:g}" for noise, size in cells)]
-    return rows_to_markdown(header, rows) + source(data)
+    whole = data["nothing_to_learn"]
+    text = (
+        f"\nWhole range tests, ramps and race, on targets of pure noise: an LR was suggested in "
+        f"{whole['suggested']} of {whole['runs']}, and refused in the others.\n"
+    )
+    return rows_to_markdown(header, rows) + text + source(data)
 
 
 def time_taken() -> str:

@@ -213,6 +213,12 @@ def test_readings_are_counted() -> None:
     assert not refusals.measure("too short", "independent", 0.03, 2)["answered"]
 
 
+def test_whole_tests_are_counted() -> None:
+    found = refusals.nothing_to_learn(1)
+    assert found["runs"] == sum(found["statuses"].values()) == 1
+    assert found["suggested"] == found["statuses"].get("suggested", 0)
+
+
 # -- what is published ----------------------------------------------------------------------------
 
 
