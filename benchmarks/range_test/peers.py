@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lrfinder
 from benchmarks.range_test.tasks import Problem, problems
 
 PACKAGES = (
@@ -151,7 +152,7 @@ def fastai(problem: Problem, seed: int) -> dict[str, float]:
     from fastai.optimizer import OptimWrapper
 
     model, _, _ = _parts(problem, seed)
-    torch.manual_seed(seed)
+    lrfinder.seed_everything(seed)  # its loader has no generator of its own
     train, val = (TensorDataset(*pair) for pair in problem.data)
     loaders = DataLoaders(
         FastaiLoader(train, bs=problem.batch_size, shuffle=True, drop_last=True),
