@@ -26,10 +26,15 @@ BRACKET_STATUSES: tuple[str, ...] = get_args(BracketStatus)
 SMOOTHING, SMOOTHING_STEP, LEAST_SMOOTHING = 0.85, 0.06, 0.5
 START_STEPS = 8  # the loss at the start is the median of so many
 MIN_STEPS = 12  # a ramp of fewer steps shows no curve
-# The lowest point of smoothed white noise of sd 1 lies some 0.4 below its mean: 0.9 is no accident.
-FLAT_NOISE = 0.9
+# Of white noise of sd 1 the start is known to 0.4, and the lowest point of the smoothed curve lies
+# some 0.5 below its mean: the "drop" of a flat curve is 0.5 with an sd of 0.5, over R curves of
+# 0.5 / sqrt(R). So much more is no accident.
+FLAT_DROP, FLAT_SPREAD = 0.5, 0.8
+MOST_CORRELATED = 0.9
+DOUBTED = ("flat", "monotone", "diverged")  # statuses of curves that did not fall, by their noise
 STOP_RANGES, STOP_NOISE = 2.0, 10.0
 CAP_RANGES, CAP_NOISE = 0.5, 3.0
+CUT_NOISE = 3.0
 BEGIN_SHARE, RISE_SHARE = 0.1, 0.3
 
 
@@ -46,7 +51,8 @@ class Reading:
         steepest: LR at which it falls fastest in log LR.
         high: LR at which it has risen by 3/10 of the drop above its lowest, or the ramp ended.
         drop: From the start to the lowest, in the unit of the loss.
-        noise: Standard deviation of the loss around the smoothed curve, in the unit of the loss.
+        noise: Standard deviation of white noise that sways the smoothed curve as much as the
+            noise of the loss does, in the unit of the loss.
         status: "ok", or why nothing can be read: the LRs above then say little.
         message: The status in words, with what to do.
     """
@@ -124,16 +130,16 @@ def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Re
     x, curve = np.log10(rates[:usable]), curve[:usable]
     smooth, start, noise = _in_own_range(curve, _weight(x))
     lowest = int(smooth.argmin())
-    drop = float(start - smooth[lowest])
-    rose = float(np.median(curve[-START_STEPS:])) - start > FLAT_NOISE * noise
     # A curve that is lowest among the steps that tell its start has not fallen.
-    fell = drop > FLAT_NOISE * noise and lowest >= START_STEPS
+    drop = float(start - smooth[lowest]) if lowest >= START_STEPS else 0.0
+    rose = _fell(float(np.median(curve[-START_STEPS:])) - start, noise)
+    fell = _fell(drop, noise)
     edge = lowest >= usable - 3 and not ended
     first, last = rates[0], rates[usable - 1]
     status, message = _judge(first, last, fell=fell, rose=rose, edge=edge, ended=ended)
     enough = np.flatnonzero(smooth <= start - BEGIN_SHARE * drop)
     slopes = np.gradient(smooth, x)[: max(lowest, 1)]
-    rise = max(RISE_SHARE * drop, FLAT_NOISE * noise)
+    rise = max(RISE_SHARE * drop, FLAT_DROP * noise)
     risen = lowest + np.flatnonzero(smooth[lowest:] > smooth[lowest] + rise)
     high = int(risen[0]) if len(risen) else usable - 1
     return Reading(
@@ -168,7 +174,31 @@ def _in_own_range(
     noise = _noise(curve - smoothed(curve, weight=weight))
     cap = start + max(CAP_RANGES * drop, CAP_NOISE * noise)
     smooth = smoothed(np.minimum(curve, cap), weight=weight)
-    return smooth, start, _noise((curve - smooth)[: max(20, len(curve) // 3)])
+    residuals = np.minimum(curve, cap) - smooth
+    return smooth, start, _slow_noise(residuals[: max(40, len(curve) // 2)])
+
+
+def _fell(drop: float, noise: float, curves: int = 1) -> bool:
+    """Whether a drop, averaged over curves, is more than flat curves show by their noise."""
+    return drop > (FLAT_DROP + FLAT_SPREAD / math.sqrt(curves)) * noise
+
+
+def _slow_noise(residuals: NDArray[np.float64]) -> float:
+    """The sd of white noise that sways a smoothed curve as much as this noise does.
+
+    Law: sd sqrt((1 + r) / (1 - r)) of noise in which each step keeps r of the last one's, with
+    v_k = 2 sd^2 (1 - r^k) the variance of differences over k steps, so r = v_2 / v_1 - 1. Spikes
+    are cut at three times the median deviation.
+    """
+    sd = _noise(residuals)
+    centred = residuals - np.median(residuals)
+    cut = np.clip(centred, -CUT_NOISE * sd, CUT_NOISE * sd)
+    one = float(np.mean(np.diff(cut) ** 2))
+    if one == 0:
+        return sd
+    kept = float(np.mean((cut[2:] - cut[:-2]) ** 2)) / one - 1.0
+    kept = min(max(kept, 0.0), MOST_CORRELATED)
+    return sd * math.sqrt((1 + kept) / (1 - kept))
 
 
 def _noise(residuals: NDArray[np.float64]) -> float:
@@ -252,14 +282,24 @@ def stop_rule(trace: Trace) -> str | None:
 def combined(readings: Sequence[Reading]) -> Reading:
     """The readings of one ramp on several batch orders as one: means in log LR.
 
-    Those that are "ok" speak where they are at least half; otherwise the most frequent of the
-    other statuses does.
+    Whether the loss fell is told by all of them together, for noise that hides it in one curve
+    rarely hides it in their mean. Those that are "ok" speak where they are at least half;
+    otherwise the most frequent of the other statuses does.
     """
     good = [reading for reading in readings if reading.status == "ok"]
+    doubted = [reading for reading in readings if reading.status in DOUBTED]
+    if doubted and len(good) + len(doubted) == len(readings):
+        drop, noise = (
+            float(np.mean([getattr(r, key) for r in readings])) for key in ("drop", "noise")
+        )
+        fell = _fell(drop, noise, len(readings))
+        good = [r for r in readings if r.drop > FLAT_DROP * r.noise] if fell else []
+    status: BracketStatus = "ok"
     if 2 * len(good) < len(readings):
-        statuses = [reading.status for reading in readings if reading.status != "ok"]
+        statuses: list[BracketStatus] = [r.status for r in readings if r.status != "ok"]
         status = max(statuses, key=statuses.count)
         good = [reading for reading in readings if reading.status == status]
+    message = good[0].message if status != "ok" else ""
     return Reading(
         low=log_mean([reading.low for reading in good]),
         minimum=log_mean([reading.minimum for reading in good]),
@@ -267,8 +307,8 @@ def combined(readings: Sequence[Reading]) -> Reading:
         high=log_mean([reading.high for reading in good]),
         drop=float(np.mean([reading.drop for reading in good])),
         noise=float(np.mean([reading.noise for reading in good])),
-        status=good[0].status,
-        message=good[0].message,
+        status=status,
+        message=message,
     )
 
 

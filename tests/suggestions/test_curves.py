@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lrfinder.suggestions.curves import (
+    Reading,
     combined,
     log_mean,
     read_ramp,
@@ -75,7 +76,33 @@ def test_a_good_curve() -> None:
     assert np.log10(reading.steepest) == pytest.approx(-2.5, abs=0.2)
     assert reading.low < reading.steepest < reading.minimum < reading.high
     assert np.log10(reading.low) == pytest.approx(-3.0, abs=0.35)  # a tenth of the drop
-    assert 0.01 < reading.noise < 0.06  # smoothing rounds the curve, which adds some
+    assert 0.01 < reading.noise < reading.drop / 4  # smoothing rounds the curve, which adds some
+
+
+@pytest.mark.parametrize(("kept", "low", "high"), [(0.0, 0.08, 0.13), (0.8, 0.14, 0.35)])
+def test_noise_that_goes_on_counts_for_more(kept: float, low: float, high: float) -> None:
+    random = np.random.default_rng(0)
+    readings = []
+    for _ in range(20):
+        noise = random.normal(size=200)
+        for i in range(1, 200):  # sd 1, and each step keeps a share of the last one's
+            noise[i] = kept * noise[i - 1] + (1 - kept**2) ** 0.5 * noise[i]
+        readings.append(read_ramp(10**X, 1.0 + 0.1 * noise[100:]))
+    assert low < float(np.median([reading.noise for reading in readings])) < high
+    assert sum(reading.status == "ok" for reading in readings) <= 2
+
+
+def test_what_noise_hides_in_one_curve_shows_in_several() -> None:
+    # A drop of 1.2 times the noise: a single curve may do that by chance, four rarely do.
+    def one(drop: float, status: str) -> Reading:
+        message = "" if status == "ok" else status
+        return Reading(0.01, 0.1, 0.05, 1.0, drop, 1.0, status, message)  # type: ignore[arg-type]
+
+    assert combined([one(1.2, "flat")]).status == "flat"
+    several = combined([one(1.2, "flat") for _ in range(4)])
+    assert (several.status, several.message, several.minimum) == ("ok", "", pytest.approx(0.1))
+    lucky = combined([one(1.6, "ok"), one(0.3, "flat"), one(0.4, "flat"), one(0.2, "flat")])
+    assert (lucky.status, lucky.message) == ("flat", "flat")
 
 
 def test_the_loss_belongs_to_the_step_before_it() -> None:

@@ -26,7 +26,8 @@ FLAT = Bracket(1e-3, None, 1e-1, 0.1, "flat", "It was flat. Widen the range.")
 
 
 def reading(minimum: float = 0.1, status: str = "ok") -> Reading:
-    return Reading(0.01, minimum, 0.05, 1.0, 1.0, 0.1, status, "")  # type: ignore[arg-type]
+    drop = 1.0 if status == "ok" else 0.0
+    return Reading(0.01, minimum, 0.05, 1.0, drop, 0.1, status, "")  # type: ignore[arg-type]
 
 
 def test_apply_sets_the_groups() -> None:
