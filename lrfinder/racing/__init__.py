@@ -35,7 +35,7 @@ __all__ = [
     "Race",
     "Standing",
     "box",
-    "diverges",
+    "holds",
     "horizon",
     "line",
     "num_race_steps",
@@ -43,6 +43,7 @@ __all__ = [
     "scores_of",
 ]
 
+SLACK = 0.1  # of the drop
 LEAST_SCORED = 7  # steps whose losses a score is the mean of, at least
 
 
@@ -138,13 +139,22 @@ def scores_of(curves: Sequence[Sequence[NDArray[np.float64]]], rung: int) -> lis
     return [float(value) for value in np.minimum(tails, caps).mean(axis=1)]
 
 
-def diverges(engine: Engine, lrs: Lrs, *, steps: int, order: int = 0) -> bool:
-    """Whether a training with these LRs, which were not raced themselves, diverges."""
-    plan = Plan.constant(
-        {group: lrs[group] for group in engine.group_names}, steps, order=order, name="suggestion"
-    )
-    engine.advance([plan], steps)
-    return plan.trace.status == "diverged"
+def holds(engine: Engine, lrs: Lrs, race: Race) -> bool:
+    """Whether LRs that were not raced themselves fare about as well as those that won.
+
+    Law: trained on the race's first batch order up to the rung before the last, their score is at
+    most a tenth of the drop above the worst of those that went on from there.
+    """
+    rung = len(RUNGS) - 2
+    plan = _plan(engine, Candidate("joint", lrs), 0, "suggestion")
+    engine.advance([plan], RUNGS[rung])
+    engine.release([plan])
+    if plan.trace.status == "diverged":
+        return False
+    losses = plan.trace.losses
+    (score,) = scores_of([[losses]], RUNGS[rung])
+    went_on = [one.scores[rung] for one in race.standings if len(one.scores) > rung + 1]
+    return score <= max(went_on) + SLACK * (race.start - min(went_on))
 
 
 def _plan(engine: Engine, candidate: Candidate, order: int, name: str) -> Plan:

@@ -22,6 +22,8 @@ KEPT = {  # share that goes on after each rung
 KEPT_AT_LEAST = 2
 LINE = np.arange(-1.5, 0.51, 0.25)  # decades around the joint minimum
 JOINT_BOX = (-2.0, 1.0)
+WHOLE_BOX = 6  # groups for which all of the box is tried
+STRAYING = 3  # groups that would stray as far from each other as in the box
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,12 @@ def line(minimum: float, ratios: Lrs, held: Lrs) -> list[Candidate]:
 def box(
     minimum: float, groups: Sequence[str], held: Lrs, *, count: int, seed: int
 ) -> list[Candidate]:
-    """Candidates spread evenly in log LR over [m / 100, 10 m] for each group.
+    """Candidates spread evenly in log LR around the joint minimum.
+
+    Law: up to six groups, over the whole box [m / 100, 10 m] for each group. With more, few points
+    of a box lie near its good ones, so log10 lr_g = log10 m + z + sqrt(3 / G) (u_g - mean u), with z
+    and each u_g spread evenly over [-2, 1]: all groups move together, and each strays from the
+    others the less the more there are.
 
     Args:
         minimum: m, of the joint ramp.
@@ -67,10 +74,14 @@ def box(
     Source: Sobol', 1967; scrambling of Owen, 1995; as `torch.quasirandom.SobolEngine`.
     """
     low, high = JOINT_BOX
+    together = len(groups) > WHOLE_BOX
     engine = torch.quasirandom.SobolEngine(  # type: ignore[no-untyped-call]
-        len(groups), scramble=True, seed=derived_seed(seed, 0, 2)
+        len(groups) + together, scramble=True, seed=derived_seed(seed, 0, 2)
     )
     points = engine.draw(count, dtype=torch.float64).numpy() * (high - low) + low
+    if together:
+        apart = points[:, 1:] - points[:, 1:].mean(axis=1, keepdims=True)
+        points = points[:, :1] + (STRAYING / len(groups)) ** 0.5 * apart
     return [
         Candidate(
             "joint", dict(zip(groups, (minimum * 10**point).tolist(), strict=True)) | dict(held)

@@ -71,7 +71,8 @@ def range_test(
             is one LR, and twice as many with "thorough"), however many groups there are.
         planned_steps: Optimizer steps of the training to come: a longer one is served by lower LRs,
             and how much lower is read from the race (`lrfinder.racing.horizon`).
-        replicas: Batch orders of each ramp, >= 1.
+        replicas: Batch orders of each ramp, >= 1; with more than four groups, the ramps of single
+            groups are run on one.
         seed: Of batch orders and candidates, 0 <= seed < 2**32. The same call gives the same result.
         val_loader: Its first batch is evaluated now and then during the ramps, as `val/loss`.
         engine: "stepping", or "auto" for the fastest that can run this model.

@@ -16,7 +16,7 @@ from lrfinder.racing import (
     Landscape,
     Race,
     box,
-    diverges,
+    holds,
     horizon,
     line,
     num_race_steps,
@@ -29,7 +29,7 @@ from lrfinder.sweeping import HELD_AT, Ramp, ramp_group, ramp_lrs, ramp_together
 Progress = Callable[[str, int, int], None]
 
 EXTENSION = 100.0  # a range in which the loss falls to the end is extended by this factor, once
-CHECKED_STEPS = 30  # of a training with the suggestion, to see that it does not diverge
+FEW_GROUPS = 4  # up to which the ramp of each is run on every batch order
 RAMP_MARGIN = 0.5  # decades below the minimum of a ramp, where no race decides
 
 
@@ -132,9 +132,14 @@ class RangeRun:
             ramps = ramp_together(self.engine, self.ratios, self.held, lrs, **options)
         else:
             low = {name: joint.minimum * HELD_AT for name in self.tested if name != group}
+            options["replicas"] = self._group_replicas()
             ramps = ramp_group(self.engine, group, self.held | low, lrs, **options)
         self.ramps += ramps
         return [ramp.read() for ramp in ramps]
+
+    def _group_replicas(self) -> int:
+        """Batch orders of the ramp of one group: with many groups it is but a picture."""
+        return self.replicas if len(self.tested) <= FEW_GROUPS else 1
 
     def _extended(self) -> list[Reading]:
         """The joint ramps again, further up and as steep as before; the first ones are dropped."""
@@ -182,19 +187,28 @@ class RangeRun:
     def _from_race(self, race: Race, brackets: dict[str, Bracket]) -> Suggestion:
         if not race.best:
             return self._race_refusal(race, brackets)
-        standings = race.standings
-        on_line = [standing for standing in standings if standing.kind == "equal"]
+        kind: Kind = "equal" if self.one_lr else "joint"
+        steps = horizon(self.planned_steps, kind)
+        if self.planned_steps is not None:
+            self.messages.append(
+                f"For a training of {self.planned_steps:,} steps the LRs are those that are "
+                f"expected to be best after {steps:.0f} steps at a constant LR."
+            )
+        on_line = [standing for standing in race.standings if standing.kind == "equal"]
         control = Landscape(on_line, self.tested, race.start).best(
-            self._horizon("equal"), seed=self.seed
+            horizon(self.planned_steps, "equal"), seed=self.seed
         )
         lrs, evidence = control, None
         if not self.one_lr:
-            steps = self._horizon("joint")
-            landscape = Landscape(standings, self.tested, race.start)
+            landscape = Landscape(race.standings, self.tested, race.start)
             lrs = landscape.best(steps, seed=self.seed)
-            if diverges(self.engine, lrs | self.held, steps=CHECKED_STEPS):
-                # What diverges is not suggested: the best that was raced did not.
-                lrs = {name: race.best[0].lrs[name] for name in self.tested}
+            if not holds(self.engine, lrs | self.held, race):
+                # Nothing is suggested on the word of the landscape alone.
+                lrs = control
+                self.messages.append(
+                    "Trained with the LRs that the race suggested for each group, the loss fell "
+                    "less than it should have, so the best single LR is suggested."
+                )
             self._tell("race")
             share, error = landscape.advantage(lrs, control, steps)
             drop = race.start - race.best[0].score
@@ -205,15 +219,6 @@ class RangeRun:
             best = None if self.one_lr else (min(top), max(top))
             made[name] = with_lr(brackets[name], lr, best)
         return self._suggestion(lrs, made, control, evidence)
-
-    def _horizon(self, kind: Kind) -> float:
-        steps = horizon(self.planned_steps, kind)
-        if self.planned_steps is not None:
-            self.messages[:] = [
-                f"For a training of {self.planned_steps:,} steps the LRs are those that are "
-                f"expected to be best after {steps:.0f} steps at a constant LR."
-            ]
-        return steps
 
     # -- refusals ---------------------------------------------------------------------------------
 
@@ -276,10 +281,11 @@ class RangeRun:
 
     def most_steps(self) -> int:
         """Optimizer steps if nothing diverges and every state fits into the budget."""
-        num_ramps = 1 if self.one_lr else 1 + len(self.tested)
-        steps = 1 + num_ramps * self.replicas * self.lrs[2]
+        num_ramps = self.replicas
+        num_ramps += 0 if self.one_lr else len(self.tested) * self._group_replicas()
+        steps = 1 + num_ramps * self.lrs[2]
         if self.effort is not None:
             in_box = 0 if self.one_lr else self.effort.box_candidates
             steps += num_race_steps(len(LINE), in_box, self.effort.race_orders)
-            steps += 0 if self.one_lr else CHECKED_STEPS
+            steps += 0 if self.one_lr else RUNGS[-2]
         return steps

@@ -17,7 +17,7 @@ from lrfinder.racing import (
     RUNGS,
     Candidate,
     box,
-    diverges,
+    holds,
     line,
     num_race_steps,
     race,
@@ -111,10 +111,28 @@ def test_the_ranking_knows_no_unit_and_no_sign(scale: float, shift: int, seed: i
     assert np.argsort(plain, kind="stable").tolist() == np.argsort(moved, kind="stable").tolist()
 
 
-def test_what_diverges_is_told() -> None:
+def test_with_many_groups_all_move_together_and_none_strays_far() -> None:
+    names = [f"g{i}" for i in range(12)]
+    candidates = box(1.0, names, {}, count=64, seed=0)
+    decades = np.array([[math.log10(c.lrs[name]) for name in names] for c in candidates])
+    middles = decades.mean(axis=1)
+    assert middles.min() < -1.9
+    assert middles.max() > 0.9
+    apart = decades - middles[:, None]
+    assert 0.3 < apart.std() < 0.5  # sqrt(3 / 12) of what a box of three decades has
+    assert np.abs(apart).max() < 1.5
+
+
+def test_what_was_not_raced_must_hold_its_own() -> None:
     runner = engine(a=1.0)
-    assert diverges(runner, {"a": 1e9}, steps=60)
-    assert not diverges(runner, {"a": 1.0}, steps=60)
+    candidates = [Candidate("joint", {"a": lr}) for lr in (0.5, 0.01, 0.05, 0.02)]
+    result = race(runner, candidates, num_orders=1)
+    before = runner.steps
+    assert holds(runner, {"a": 0.06}, result)
+    assert runner.steps - before == 60
+    assert not holds(runner, {"a": 0.001}, result)  # hardly learns
+    assert not holds(runner, {"a": 1e9}, result)  # diverges
+    assert runner._state_bytes == 0
 
 
 def test_cost_is_known_before() -> None:
