@@ -7,7 +7,7 @@ ramps, races, trainings and trials differ in their schedule and in what they do 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,6 +21,8 @@ from lrfinder.traces import Trace
 
 OnStep = Callable[[int, Tensor], None]
 StopRule = Callable[[Trace], str | None]
+# A training as a coroutine: it gives the batches of each optimizer step, and is sent the loss.
+Steps = Generator[list[Batch], Tensor, None]
 
 
 class Replica:
@@ -59,7 +61,7 @@ class Replica:
                 f"{type(optimizer).__name__}. Train it without a scaler."
             )
         _check_same_model(model, self.parameters)
-        self._checked_loss = False
+        self.checked_loss = False
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimizer step on the mean gradient of the batches.
@@ -71,31 +73,35 @@ class Replica:
             The mean loss before the step, detached, a scalar on the model's device. Non-finite
             losses are returned as they are.
         """
-        scaler = self.options.scaler
         if self.needs_closure:
             # The optimizer asks for the loss as often as it likes; the first answer is the loss
             # before the step.
             losses: list[Tensor] = []
 
             def closure() -> Tensor:
-                losses.append(self._backward(batches))
+                losses.append(self.backward(batches))
                 self._clip()
                 return losses[-1]
 
             # torch types the closure's result as float, and its own optimizers take a tensor.
             self.optimizer.step(closure)  # type: ignore[arg-type]
             return losses[0]
-        loss = self._backward(batches)
+        loss = self.backward(batches)
+        self.update()
+        return loss
+
+    def update(self) -> None:
+        """Clip the gradients that are there, and take the optimizer's step with them."""
+        scaler = self.options.scaler
         if scaler is None:
             self._clip()
             self.optimizer.step()
-        else:
-            if self.options.clip_norm is not None:
-                scaler.unscale_(self.optimizer)
-                self._clip()
-            scaler.step(self.optimizer)
-            scaler.update()
-        return loss
+            return
+        if self.options.clip_norm is not None:
+            scaler.unscale_(self.optimizer)
+            self._clip()
+        scaler.step(self.optimizer)
+        scaler.update()
 
     def run(
         self,
@@ -107,7 +113,33 @@ class Replica:
         on_step: OnStep | None = None,
         should_stop: StopRule | None = None,
     ) -> None:
-        """Take steps until the batches end, `num_steps` are taken, or the loss is not finite. The loop.
+        """Take the steps of `steps`, each when it is asked for."""
+        take_alone(
+            self.steps(
+                batches,
+                trace=trace,
+                schedule=schedule,
+                num_steps=num_steps,
+                on_step=on_step,
+                should_stop=should_stop,
+            ),
+            self.step,
+        )
+
+    def steps(
+        self,
+        batches: Iterable[Batch],
+        *,
+        trace: Trace,
+        schedule: StepSchedule | None = None,
+        num_steps: int | None = None,
+        on_step: OnStep | None = None,
+        should_stop: StopRule | None = None,
+    ) -> Steps:
+        """Ask for steps until the batches end, `num_steps` are taken, or the loss is not finite. The loop.
+
+        A coroutine: whoever drives it takes each optimizer step that it asks for, alone (`run`) or
+        together with other replicas, and sends it the loss.
 
         A loss that is not finite sets the trace's status to "diverged"; on an accelerator it is
         seen up to `lrfinder.traces.BLOCK` steps late, since losses are not waited for.
@@ -122,13 +154,17 @@ class Replica:
                 holds the LRs that the step used.
             should_stop: Called after each step with the trace; a reason in words ends the run with
                 status "stopped". It should look at `trace.settled_losses`, which costs no wait.
+
+        Yields:
+            The batches of one optimizer step, >= 1 of them; to be sent the loss before the step,
+            as `step` returns it.
         """
         for parts in _take(batches, self.options.accumulation, num_steps):
             step = len(trace)
             if schedule is not None:
                 schedule.before_step(step)
             lrs = [group["lr"] for group in self.optimizer.param_groups]
-            loss = self.step(parts)
+            loss = yield parts
             trace.append(lrs, loss)
             if on_step is not None:
                 on_step(step, loss)
@@ -142,17 +178,17 @@ class Replica:
         if trace.diverged_at is not None:
             trace.set_status("diverged", f"The loss was not finite at step {trace.diverged_at}.")
 
-    def _backward(self, batches: Sequence[Batch]) -> Tensor:
-        """Gradients of the mean loss of the batches; returns that loss, detached."""
+    def backward(self, batches: Sequence[Batch]) -> Tensor:
+        """Leave the gradients of the mean loss of the batches, scaled by the scaler; returns that loss, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         share = 1.0 / len(batches)
         total: Tensor | None = None
         for batch in batches:
             with autocast(self.device, self.options.autocast):
                 loss = self.loss_fn(self.model, move_to(batch, self.device))
-            if not self._checked_loss:
-                _check_loss(loss)
-                self._checked_loss = True
+            if not self.checked_loss:
+                check_loss(loss)
+                self.checked_loss = True
             if share != 1.0:
                 loss = loss * share
             scaled: Any = loss if self.options.scaler is None else self.options.scaler.scale(loss)
@@ -164,6 +200,21 @@ class Replica:
     def _clip(self) -> None:
         if self.options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
+
+
+def take_alone(steps: Steps, take: Callable[[list[Batch]], Tensor]) -> None:
+    """Take the steps that a coroutine asks for, until it ends. What `take` raises is raised in it."""
+    try:
+        batches = next(steps)
+        while True:
+            try:
+                loss = take(batches)
+            except BaseException as error:
+                batches = steps.throw(error)
+            else:
+                batches = steps.send(loss)
+    except StopIteration:
+        return
 
 
 def evaluate(
@@ -260,7 +311,7 @@ def _check_same_model(model: nn.Module, parameters: Sequence[Tensor]) -> None:
         )
 
 
-def _check_loss(loss: Any) -> None:
+def check_loss(loss: Any, *, needs_gradient: bool = True) -> None:
     """What goes wrong with a loss function, said before torch says it from deep inside."""
     if not isinstance(loss, Tensor):
         raise TypeError(
@@ -271,7 +322,7 @@ def _check_loss(loss: Any) -> None:
             f"`loss_fn(model, batch)` must return a scalar, but got shape {tuple(loss.shape)}. "
             "Take the mean over the batch."
         )
-    if not loss.requires_grad:
+    if needs_gradient and not loss.requires_grad:
         raise ValueError(
             "`loss_fn(model, batch)` must return a loss that needs a gradient, but it needs none. Is it detached, "
             "computed under torch.no_grad(), or are all parameters frozen?"

@@ -62,7 +62,7 @@ class GroupSchedulers:
             name: _make(_GroupView(optimizer, index), spec, f"The schedule of group {name!r}")
             for index, (name, spec) in enumerate(specs.items())
         }
-        optimizer.register_step_post_hook(_mark_stepped)
+        optimizer.register_step_post_hook(mark_stepped)
 
     def step(self, metrics: float | None = None, *, interval: str | None = None) -> None:
         """Move every schedule on, or those of one interval.
@@ -251,7 +251,8 @@ def _make(
         ) from error
 
 
-def _mark_stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def mark_stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """A hook that notes a step as torch does, for schedulers that warn without it."""
     optimizer._opt_called = True  # type: ignore[attr-defined]
 
 

@@ -77,15 +77,15 @@ def test_cut_up_plans_are_bit_equal_to_whole_ones(kind: str, memory: int) -> Non
 def test_states_stay_within_the_budget_and_are_forgotten() -> None:
     engine, some = make(memory=2**30), plans()
     engine.advance(some, 2)
-    size = engine._state_bytes // 3
+    size = engine.courses.state_bytes // 3
     assert size > 0
     engine.release(some[:2])
-    assert engine._state_bytes == size
+    assert engine.courses.state_bytes == size
     engine.advance(some[2:], 7)
-    assert engine._state_bytes == 0
+    assert engine.courses.state_bytes == 0
     tight = make(memory=size + 1)
     tight.advance(plans(), 2)
-    assert len(tight._states) == 1
+    assert len(tight.courses.states) == 1
 
 
 def test_with_accumulation_too() -> None:
@@ -155,7 +155,7 @@ def test_validation_changes_nothing() -> None:
 
     def losses(val_every: int) -> tuple[list[float], dict[str, Any]]:
         engine = make()
-        engine._val_batch = batch
+        engine.courses._val_batch = batch
         plan = Plan({"body": np.full(6, 0.1), "head": np.full(6, 0.1)}, val_every=val_every)
         engine.advance([plan], 6)
         return plan.trace.losses.tolist(), plan.trace.metrics

@@ -1,0 +1,289 @@
+"""Lockstep: trainings taken further together, one optimizer step of all of them at a time.
+
+Each training is a coroutine that asks for its steps. Those that are under way share a stack; one
+that ends, diverges or is pruned gives its row to the next that waits, as requests do in an
+inference server. Each has a model and an optimizer of its own, which are views of the stack, so any
+step can be taken alone as well: that is what the shared step is checked and timed against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrfinder.engines.choosing import Chooser, differs
+from lrfinder.engines.randomness import Stream
+from lrfinder.engines.stacking import Stack, Unfit, alike, changing_buffers, out_of_memory
+from lrfinder.engines.updates import Update, make_update
+from lrfinder.stepping import Replica, Steps
+from lrfinder.tasks import Batch
+
+
+@dataclass(eq=False)
+class Job:
+    """A training that is under way.
+
+    Args:
+        replica: Who takes its steps.
+        steps: Asks for them.
+        stream: Where its random numbers come from.
+        is_quiet: Whether it draws none of them between its steps, as a training does that shuffles
+            its data with the random state of the process.
+    """
+
+    replica: Replica
+    steps: Steps
+    stream: Stream
+    is_quiet: bool = False
+    parts: list[Batch] | None = None  # what it asks for now; None where it has ended
+
+    def begin(self) -> None:
+        """Go on to its first request."""
+        self.parts = next(self.steps, None)
+
+    def take(self, loss: Tensor) -> None:
+        """Give it the loss that it asked for, and go on to its next request."""
+        try:
+            self.parts = self.steps.send(loss)
+        except StopIteration:
+            self.parts = None
+
+
+class Lockstep:
+    """Takes jobs further, together where that is faster.
+
+    Args:
+        chooser: Says whether a step is taken together, and learns from how long it took.
+        capacity: Jobs at a time, >= 1. Halved where the memory does not suffice.
+
+    Attributes:
+        steps: Optimizer steps taken so far, over all jobs.
+    """
+
+    def __init__(self, chooser: Chooser, *, capacity: int) -> None:
+        self.chooser = chooser
+        self.capacity = capacity
+        self.steps = 0
+        self._stack: Stack | None = None
+        self._update: Update | None = None
+        self._shared = False  # whether a stack is tried
+        self._live: Job | None = None  # whose random states the process has
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        count: int,
+        *,
+        num_steps: int | None = None,
+        on_end: Callable[[Job], None],
+        after_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take jobs to their end.
+
+        Args:
+            jobs: Drawn one by one, as rows become free.
+            count: How many there are, or at most will be.
+            num_steps: How many steps each is to take; None where it is not known.
+            on_end: Called with each job that has ended; its replica is its own again.
+            after_step: Called after each step of all that are under way.
+
+        Raises:
+            BaseException: What a job raises itself. It is raised in all others that are under way
+                too, so that they can say that they were interrupted.
+        """
+        active: list[Job] = []
+        held: deque[Job] = deque()  # under way, but without a row
+        waiting = iter(jobs)
+        self._shared = self.chooser.worth(min(count, self.capacity), num_steps)
+        try:
+            while True:
+                self._fill(active, held, waiting, on_end)
+                if not active:
+                    return
+                losses = self._step(active, held)
+                after_step()
+                for job, loss in zip(active, losses, strict=True):
+                    if not job.is_quiet:
+                        self._enter(job)
+                    job.take(loss)
+                for job in [job for job in active if job.parts is None]:
+                    self._leave(active, job)
+                    on_end(job)
+        except BaseException as error:
+            for job in (*active, *held):
+                if job.parts is not None:
+                    with contextlib.suppress(type(error), StopIteration):
+                        job.steps.throw(error)
+            raise
+        finally:
+            self._stack = self._update = self._live = None
+
+    # -- who is in --------------------------------------------------------------------------------
+
+    def _fill(
+        self,
+        active: list[Job],
+        held: deque[Job],
+        waiting: Iterator[Job],
+        on_end: Callable[[Job], None],
+    ) -> None:
+        """Give free rows to those that have begun before, then to those that wait."""
+        while len(active) < (self.capacity if self._shared else 1):
+            self._enter(None)  # making a job draws random numbers too
+            job = held.popleft() if held else next(waiting, None)
+            if job is None:
+                return
+            if job.parts is None:
+                self._enter(job)
+                job.begin()
+            if job.parts is None:
+                on_end(job)
+            else:
+                active.append(job)
+                self._join(job)
+
+    def _join(self, job: Job) -> None:
+        if not self._shared:
+            return
+        try:
+            if self._stack is None:
+                self._enter(None)
+                changing = changing_buffers(job.replica, job.parts or [], job.stream)
+                fold = job.replica.device.type == "cpu"
+                self._stack = Stack(job.replica, self.capacity, changing=changing, fold=fold)
+                self._update = make_update(self._stack, job.replica)
+            self._stack.add(job.replica)
+        except Unfit as error:
+            self.chooser.refuse(str(error))
+            return
+        assert self._update is not None
+        self._update.add(job.replica)
+
+    def _enter(self, job: Job | None) -> None:
+        """Let the process's random states be those of a job; None: of nobody."""
+        if self._live is not job:
+            if self._live is not None:
+                self._live.stream.keep()
+            if job is not None:
+                job.stream.put()
+            self._live = job
+
+    def _leave(self, active: list[Job], job: Job) -> None:
+        if self._live is job:
+            self._enter(None)
+        row = active.index(job)
+        last = active.pop()
+        if last is not job:
+            active[row] = last
+        if self._stack is not None and self._update is not None:
+            was, moved = self._stack.remove(job.replica)
+            self._update.remove(job.replica, was, moved)
+
+    def _disband(self, active: list[Job], held: deque[Job]) -> None:
+        """From here on they go one after the other; all but the first are held."""
+        self._shared = False
+        while self._stack is not None and self._stack.replicas:
+            replica = self._stack.replicas[-1]
+            assert self._update is not None
+            self._update.remove(replica, *self._stack.remove(replica))
+        self._stack = self._update = None
+        held.extendleft(reversed(active[1:]))
+        del active[1:]
+
+    # -- the step ---------------------------------------------------------------------------------
+
+    def _step(self, active: list[Job], held: deque[Job]) -> Sequence[Tensor]:
+        way = self.chooser.way(len(active)) if self._shared else "alone"
+        if way == "alone" and len(active) > 1:
+            self._disband(active, held)
+        parts = [job.parts or [] for job in active]
+        one_shape = len({len(part) for part in parts}) == 1 and all(
+            map(alike, zip(*parts, strict=True))
+        )
+        # The last batch of an epoch is smaller, and not all end theirs at once.
+        if way == "alone" or len(active) == 1 or not one_shape:
+            losses: Sequence[Tensor] = [self._alone(job, row) for row, job in enumerate(active)]
+            self.steps += len(active)
+            return losses
+        try:
+            if way == "check":
+                losses = self._checked(active)
+            else:
+                with self.chooser.timed(way, len(active)):
+                    if way == "stepping":
+                        losses = [self._alone(job, row) for row, job in enumerate(active)]
+                    else:
+                        losses = self._together(active)
+        except Unfit as error:
+            self.chooser.refuse(str(error))
+            return self._step(active, held)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            self._halve(active, held)
+            return self._step(active, held)
+        self.steps += len(active)
+        return losses
+
+    def _halve(self, active: list[Job], held: deque[Job]) -> None:
+        """Half of them wait for the others."""
+        self.capacity = (len(active) + 1) // 2
+        while len(active) > self.capacity:
+            job = active[-1]
+            self._leave(active, job)
+            held.appendleft(job)
+
+    def _alone(self, job: Job, row: int) -> Tensor:
+        assert job.parts is not None
+        self._enter(job)
+        loss = job.replica.step(job.parts)
+        if self._update is not None:
+            self._update.load(row)
+        return loss
+
+    def _together(self, active: Sequence[Job]) -> Sequence[Tensor]:
+        assert self._update is not None
+        losses, gradients = self._gradients(active)
+        self._update.step(gradients)
+        return losses.unbind()
+
+    def _gradients(self, active: Sequence[Job]) -> tuple[Tensor, list[Tensor | None]]:
+        assert self._stack is not None
+        self._enter(None)
+        scalers = [job.replica.options.scaler for job in active]
+
+        def scaled(losses: Tensor) -> Tensor:
+            parts = zip(scalers, losses.unbind(), strict=True)
+            return torch.stack([loss if s is None else s.scale(loss) for s, loss in parts])
+
+        scale = None if scalers[0] is None else scaled
+        parts, streams = [job.parts or [] for job in active], [job.stream for job in active]
+        return self._stack.gradients(parts, streams, scale)
+
+    def _checked(self, active: Sequence[Job]) -> list[Tensor]:
+        """One step of each alone, and whether all together would have got the same."""
+        assert self._stack is not None and self._update is not None
+        found, after = self._stack.rehearse(
+            lambda: self._gradients(active), [job.stream for job in active]
+        )
+        losses: list[Tensor] = []
+        complaint: str | None = None
+        for row, job in enumerate(active):
+            assert job.parts is not None
+            self._enter(job)
+            losses.append(job.replica.backward(job.parts))
+            own = [parameter.grad for parameter in self._stack.trained_of(job.replica)]
+            theirs = [None if g is None else g[row] for g in found[1]]
+            complaint = complaint or differs(losses[row], own, found[0][row], theirs)
+            job.replica.update()
+            self._update.load(row)
+        complaint = complaint or self._stack.differs_from(after)
+        if complaint is not None:
+            self.chooser.refuse(f"the first step was not the same: {complaint}")
+        self.chooser.checked = True
+        return losses
