@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lrfinder.stepping import Replica
+
+Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
 Way = Literal["check", "stepping", "lockstep", "alone"]
 
 SAMPLES = 2  # steps of each way that are timed before one is chosen
@@ -131,18 +135,27 @@ class Chooser:
             torch.get_device_module(self.device).synchronize(self.device)
 
 
-def differs(
-    loss: Tensor,
-    gradients: Sequence[Tensor | None],
-    other: Tensor,
-    others: Sequence[Tensor | None],
-) -> str | None:
-    """What differs between two ways to take a step of one replica by more than rounding; None if nothing does."""
-    if not bool(torch.isfinite(loss)) and not bool(torch.isfinite(other)):
+def tolerance(replica: Replica) -> float:
+    """The largest difference that rounding explains, as a share of the largest entry."""
+    dtypes = {parameter.dtype for parameter in replica.parameters}
+    if replica.options.autocast is not None or not dtypes <= TOLERANCES.keys():
+        return LOW_PRECISION
+    return max(TOLERANCES[dtype] for dtype in dtypes)
+
+
+def differs(own: Step, other: Step, limit: float) -> str | None:
+    """What differs between two ways to take a step of one replica by more than rounding; None if nothing does.
+
+    Args:
+        own: Its loss and its gradients, taken alone.
+        other: The same, taken together with others.
+        limit: See `tolerance`.
+    """
+    (loss, gradients), (other_loss, others) = own, other
+    if not bool(torch.isfinite(loss)) and not bool(torch.isfinite(other_loss)):
         return None  # a replica that diverges has no gradients to compare
-    limit = TOLERANCES.get(loss.dtype, LOW_PRECISION)
-    if bool((loss - other).abs() > limit * (1 + loss.abs())):
-        return f"the loss was {float(loss):.9g} alone and {float(other):.9g} together"
+    if not bool((loss - other_loss).abs() <= limit * (1 + loss.abs())):
+        return f"the loss was {float(loss):.9g} alone and {float(other_loss):.9g} together"
     largest = max((float(g.abs().max()) for g in gradients if g is not None), default=0.0)
     for gradient, twin in zip(gradients, others, strict=True):
         if (gradient is None) != (twin is None):
@@ -150,6 +163,6 @@ def differs(
         if gradient is None or twin is None:
             continue
         gap = float((gradient - twin).abs().max())
-        if not gap <= limit * largest:
+        if math.isfinite(largest) and not gap <= limit * largest:
             return f"a gradient was off by {gap:.3g}, of at most {largest:.3g}"
     return None

@@ -26,7 +26,14 @@ def folded(model: nn.Module) -> nn.Module:
             module.forward = _Conv(module)  # type: ignore[method-assign]
         elif type(module) is nn.MaxPool2d and not module.return_indices:
             module.forward = _Pool(module)  # type: ignore[method-assign]
+        elif type(module) is nn.AdaptiveAvgPool2d and module.output_size in (1, (1, 1)):
+            module.forward = _mean  # type: ignore[method-assign]
     return model
+
+
+def _mean(inputs: Tensor) -> Tensor:
+    """What torch computes here too, before it asks for strides that vmap has no rule for."""
+    return inputs.mean((-2, -1), keepdim=True)
 
 
 class _Conv:

@@ -101,7 +101,7 @@ class RandomPerReplica:
         if error is not None:
             return
         if self._drawer is not None:
-            self.draws = self._drawer.drew
+            self.draws = bool(self.draws) or self._drawer.drew
         elif self.together:
             now = Stream(self.streams[0].device)
             self.draws = bool(self.draws) or not now.same(self.streams[0])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrfinder.engines.folding import folded
 from lrfinder.engines.randomness import RandomPerReplica, Stream
@@ -83,7 +85,7 @@ class Stack:
         ]
         self._leaves: list[Tensor] = []
         self._replaced: set[int] = set()
-        self._draws: bool | None = None  # known after the first call
+        self.draws: bool | None = None  # known after the first call
         self._checked = False
 
     # -- who is in --------------------------------------------------------------------------------
@@ -187,7 +189,12 @@ class Stack:
         states = [stream.state for stream in streams]
         attributes = _attributes(self.skeleton)
         kept = random.getstate(), np.random.get_state()
-        result = call()
+        with warnings.catch_warnings():
+            # vmap warns where it has no rule for an operation and loops over the replicas.
+            warnings.filterwarnings("error", message="There is a performance drop")
+            result = call()
+        for row in range(len(self.replicas)):
+            self._take_replaced(row)
         now = random.getstate(), np.random.get_state()
         random.setstate(kept[0])
         np.random.set_state(kept[1])
@@ -203,15 +210,13 @@ class Stack:
             stream.state = state
         return result, after
 
-    def differs_from(self, buffers: Sequence[Tensor]) -> str | None:
-        """The buffer that is not as given, but for rounding; None if all are."""
-        for row in range(len(self.replicas)) if self._replaced else ():
-            self._take_replaced(row)
-        for name, stack, other in zip(self._buffer_names, self.buffers, buffers, strict=True):
-            own = stack[: len(other)]
-            if not torch.allclose(
-                own.double(), other.double(), rtol=1e-3, atol=1e-5, equal_nan=True
-            ):
+    def buffers_differ(
+        self, some: Sequence[Tensor], others: Sequence[Tensor], rows: Sequence[int]
+    ) -> str | None:
+        """Which of the buffers that `rehearse` returned differs in these rows, but for rounding."""
+        for name, one, other in zip(self._buffer_names, some, others, strict=True):
+            pair = (one[rows].double(), other[rows].double())
+            if not torch.allclose(*pair, rtol=1e-3, atol=1e-5, equal_nan=True):
                 return f"the buffer {name!r} was another"
         return None
 
@@ -258,10 +263,11 @@ class Stack:
             new = {i: b for i, (a, b) in enumerate(zip(buffers, after, strict=True)) if a is not b}
             return loss.reshape(()), new  # type: ignore[return-value]
 
-        with RandomPerReplica(streams, self._draws) as randomness:
+        # The other ways to compute attention have no rule for vmap's backward, and would loop.
+        with RandomPerReplica(streams, self.draws) as randomness, sdpa_kernel(SDPBackend.MATH):
             call = vmap(losses, in_dims=(0, 0, dims), randomness=randomness.mode)
             result: tuple[Tensor, dict[int, Tensor]] = call(self._leaves, buffers, batch)
-        self._draws = randomness.draws
+        self.draws = randomness.draws
         return result
 
     # -- helpers ----------------------------------------------------------------------------------

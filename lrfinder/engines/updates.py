@@ -219,8 +219,9 @@ class SGD(_Native):
             dampening = self._option(index, "dampening")
             fed = gradient
             if _is_on(dampening):
-                first = self._counts[index, : len(parameter)] == 1
-                fed = _times(gradient, torch.where(first, 1.0, 1.0 - dampening))
+                # At its first step the whole gradient counts: 1 - d (t > 1).
+                later = (self._counts[index, : len(parameter)] > 1).double()
+                fed = gradient * _shaped(1 - dampening * later, gradient)
             if isinstance(momentum, Tensor):
                 buffer.mul_(_shaped(momentum, buffer)).add_(fed)
             else:
@@ -330,12 +331,8 @@ def _is_on(value: Any) -> bool:
     return isinstance(value, Tensor) or value != 0
 
 
-def _times(tensor: Tensor, factor: Any) -> Tensor:
-    return tensor * _shaped(factor, tensor)
-
-
 def _plus(one: Tensor, other: Tensor, factor: Any) -> Tensor:
-    """One + factor * other."""
+    """Sum: one + factor * other."""
     if isinstance(factor, Tensor):
         return torch.addcmul(one, other, _shaped(factor, one))
     return torch.add(one, other, alpha=factor)

@@ -91,6 +91,7 @@ class LRTable:
         for name, column in zip(names, columns, strict=True):
             for lr in column[~(np.isfinite(column) & (column >= 0))][:1]:
                 checked_lr(float(lr), name)
+        _unshare_tensors(optimizer)
         self.num_steps: int = shapes[0][0]
         self._optimizer = optimizer
         self._rows: list[list[float]] = np.stack(columns, axis=1).tolist()
@@ -113,6 +114,15 @@ class LRTable:
 
     def after_step(self) -> None:
         """Nothing: the table speaks before each step."""
+
+
+def _unshare_tensors(optimizer: Optimizer) -> None:
+    """An LR that is one tensor in several groups, as torch makes it of a default, becomes each group's own."""
+    seen: set[int] = set()
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor) and id(group["lr"]) in seen:
+            group["lr"] = group["lr"].clone()
+        seen.add(id(group["lr"]))
 
 
 class ScheduleDriver:

@@ -79,7 +79,7 @@ def test_rungs_keep_the_better_and_the_line() -> None:
     )
     assert sum(told) == runner.steps == num_race_steps(1, 12, 2)
     assert runner.steps == 2 * (13 * 15 + 7 * 15 + 4 * 30 + 3 * 60)
-    assert runner._state_bytes == 0
+    assert runner.courses.state_bytes == 0
 
 
 def test_candidates_that_diverge_are_told_and_come_last() -> None:
@@ -132,7 +132,7 @@ def test_what_was_not_raced_must_hold_its_own() -> None:
     assert runner.steps - before == 60
     assert not holds(runner, {"a": 0.001}, result)  # hardly learns
     assert not holds(runner, {"a": 1e9}, result)  # diverges
-    assert runner._state_bytes == 0
+    assert runner.courses.state_bytes == 0
 
 
 def test_cost_is_known_before() -> None:
