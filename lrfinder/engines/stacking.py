@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lrfinder.engines.folding import folded
+from lrfinder.engines.folding import folded, folded_loss
 from lrfinder.engines.randomness import RandomPerReplica, Stream
 from lrfinder.stepping import Replica, autocast, check_loss
 from lrfinder.tasks import Batch, move_to
@@ -66,7 +66,7 @@ class Stack:
         self._held: dict[int, list[nn.Parameter]] = {}  # id of a replica -> its trained parameters
         self.trained = _trained_names(start)
         self.skeleton = _skeleton(model, set(self.trained), changing, fold=fold)
-        self._loss_fn = start.loss_fn
+        self._loss_fn = folded_loss(start.loss_fn)
         self._options = start.options
         self.device = start.device
         own = dict(model.named_parameters())
@@ -441,7 +441,7 @@ def _skeleton(model: nn.Module, trained: set[str], changing: set[str], *, fold: 
         made = copy.deepcopy(model, memo)
     except Exception as error:  # whatever a module's own state raises
         raise Unfit(f"the model cannot be copied: {_first_line(error)}") from error
-    return folded(made) if fold else made
+    return folded(made, convolutions=fold)
 
 
 def _places(model: nn.Module, skeleton: nn.Module) -> dict[int, list[Place]]:

@@ -8,7 +8,7 @@ torch has it, and whoever reads, saves or steps it need not know that it is in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -83,6 +83,7 @@ class _Native:
     """
 
     states: tuple[str, ...] = ()  # as torch's optimizer names them
+    options: tuple[str, ...] = ()  # of a group, likewise
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -94,7 +95,8 @@ class _Native:
         self._taken = [[0] * stack.capacity for _ in stack.parameters]
         self._counts = torch.zeros(shape, device=stack.device)
         self._group_of: list[int] = []
-        self._known: dict[str, tuple[list[list[Any]], list[Any]]] = {}
+        self._rows_known: list[list[tuple[Any, ...]]] = []
+        self._columns: list[dict[str, Any]] = []
 
     # -- who is in --------------------------------------------------------------------------------
 
@@ -155,6 +157,7 @@ class _Native:
         """See `Update`."""
         replicas = self._stack.replicas
         count = len(replicas)
+        self._gather()
         with torch.no_grad():
             if replicas[0].options.clip_norm is not None:
                 _clip(gradients, replicas[0].options.clip_norm)
@@ -178,20 +181,34 @@ class _Native:
     def _update(self, index: int, parameter: Tensor, gradient: Tensor) -> None:
         raise NotImplementedError
 
+    def _gather(self) -> None:
+        """Look at the options of all replicas' groups; a table of LRs is made anew where one has changed."""
+        optimizers = [replica.optimizer for replica in self._stack.replicas]
+        rows = [[self._picked(group) for group in o.param_groups] for o in optimizers]
+        if rows == self._rows_known:
+            return
+        self._rows_known = rows
+        device = self._stack.device
+        self._columns = [
+            dict(
+                zip(
+                    self.options,
+                    (_column(c, device) for c in zip(*group, strict=True)),
+                    strict=True,
+                )
+            )
+            for group in zip(*rows, strict=True)
+        ]
+
     def _option(self, index: int, name: str) -> Any:
         """An option of a parameter's group: a number where all replicas have the same, or their column.
 
-        "betas.0" is the first of two. A column is of float64, of shape (n,).
+        A column is of float64, of shape (n,).
         """
-        rows = [
-            [_picked(group, name) for group in replica.optimizer.param_groups]
-            for replica in self._stack.replicas
-        ]
-        known = self._known.get(name)
-        if known is None or known[0] != rows:
-            columns = [_column(values, self._stack.device) for values in zip(*rows, strict=True)]
-            known = self._known[name] = (rows, columns)
-        return known[1][self._group_of[index]]
+        return self._columns[self._group_of[index]][name]
+
+    def _picked(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple([group[name] for name in self.options])
 
     def _powers(self, index: int, base: Any) -> Any:
         """1 - base^t of each row's number of steps t; a number where all have the same."""
@@ -209,6 +226,7 @@ class SGD(_Native):
     """
 
     states = ("momentum_buffer",)
+    options = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
 
     def _update(self, index: int, parameter: Tensor, gradient: Tensor) -> None:
         decay, momentum = self._option(index, "weight_decay"), self._option(index, "momentum")
@@ -243,9 +261,13 @@ class Adam(_Native):
     """
 
     states = ("exp_avg", "exp_avg_sq")
+    options = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
     def _shown(self, state: dict[str, Any], count: Tensor) -> dict[str, Any]:
         return {"step": count, **state}
+
+    def _picked(self, group: dict[str, Any]) -> tuple[Any, ...]:
+        return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 
     def _decay(self, parameter: Tensor, gradient: Tensor, lr: Any, decay: Any) -> Tensor:
         return _plus(gradient, parameter, decay)
@@ -254,7 +276,7 @@ class Adam(_Native):
         lr, decay = self._option(index, "lr"), self._option(index, "weight_decay")
         if _is_on(decay):
             gradient = self._decay(parameter, gradient, lr, decay)
-        betas = [self._option(index, "betas.0"), self._option(index, "betas.1")]
+        betas = [self._option(index, "beta1"), self._option(index, "beta2")]
         mean, square = (self._rows[kind][index][: len(parameter)] for kind in self.states)
         mean.lerp_(gradient, _shaped(1 - betas[0], mean))
         if isinstance(betas[1], Tensor):
@@ -306,11 +328,6 @@ def _clip(gradients: Gradients, clip_norm: float) -> None:
     factor = (clip_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in found:
         gradient.mul_(_shaped(factor, gradient))
-
-
-def _picked(group: Mapping[str, Any], name: str) -> Any:
-    key, _, part = name.partition(".")
-    return group[key][int(part)] if part else group[key]
 
 
 def _column(values: Sequence[Any], device: torch.device) -> Any:
