@@ -79,11 +79,11 @@ def race(
     scores: list[list[float]] = [[] for _ in candidates]
     start, taken = 0.0, 0
     for rung_number, rung in enumerate(RUNGS):
-        for number in alive:
-            before = engine.steps
-            engine.advance(plans[number], rung - taken)
-            if on_steps is not None:
-                on_steps(engine.steps - before)
+        before = engine.steps
+        # All at once, so that an engine may take their steps together.
+        engine.advance([plan for number in alive for plan in plans[number]], rung - taken)
+        if on_steps is not None:
+            on_steps(engine.steps - before)
         curves = [[plan.trace.losses for plan in plans[number]] for number in alive]
         start = float(np.mean([curve[0] for curve in curves[0]]))
         for number, value in zip(alive, scores_of(curves, rung), strict=True):
