@@ -110,6 +110,21 @@ def ramp_group(
     return _run(engine, group, {group: lrs}, held, lrs, replicas, val_every, on_ramp)
 
 
+def ramp_groups(
+    engine: Engine,
+    held: Mapping[str, Mapping[str, float]],
+    lrs: NDArray[np.float64],
+    *,
+    replicas: int,
+    val_every: int = 0,
+    on_ramp: Callable[[int], None] | None = None,
+) -> dict[str, list[Ramp]]:
+    """Ramp several groups, each by itself; `held`: group -> LRs of the others in its ramps."""
+    tables = {group: ({group: lrs}, others) for group, others in held.items()}
+    ramps = _run_all(engine, dict(tables), lrs, replicas, val_every, on_ramp)
+    return {group: ramps[group] for group in held}
+
+
 def _run(
     engine: Engine,
     group: str | None,
@@ -120,14 +135,31 @@ def _run(
     val_every: int,
     on_ramp: Callable[[int], None] | None,
 ) -> list[Ramp]:
-    table = dict(rising) | {name: np.full(len(lrs), lr) for name, lr in held.items()}
-    table = {name: table[name] for name in engine.group_names}
-    ramps = []
-    for replica in range(replicas):
-        name = f"ramp {group or 'all'} {replica}"
-        plan = Plan(table, order=replica, name=name, val_every=val_every)
-        engine.advance([plan], len(lrs), should_stop=stop_rule)
-        ramps.append(Ramp(group, replica, tuple(lrs.tolist()), plan.trace))
-        if on_ramp is not None:
-            on_ramp(len(plan.trace))
+    return _run_all(engine, {group: (rising, held)}, lrs, replicas, val_every, on_ramp)[group]
+
+
+def _run_all(
+    engine: Engine,
+    tables: Mapping[str | None, tuple[Mapping[str, NDArray[np.float64]], Mapping[str, float]]],
+    lrs: NDArray[np.float64],
+    replicas: int,
+    val_every: int,
+    on_ramp: Callable[[int], None] | None,
+) -> dict[str | None, list[Ramp]]:
+    """All ramps at once, so that an engine may take their steps together."""
+    ramps: dict[str | None, list[Ramp]] = {}
+    plans = []
+    for group, (rising, held) in tables.items():
+        table = dict(rising) | {name: np.full(len(lrs), lr) for name, lr in held.items()}
+        table = {name: table[name] for name in engine.group_names}
+        for replica in range(replicas):
+            name = f"ramp {group or 'all'} {replica}"
+            plan = Plan(table, order=replica, name=name, val_every=val_every)
+            ramps.setdefault(group, []).append(
+                Ramp(group, replica, tuple(lrs.tolist()), plan.trace)
+            )
+            plans.append(plan)
+    engine.advance(plans, len(lrs), should_stop=stop_rule)
+    for plan in plans if on_ramp is not None else ():
+        on_ramp(len(plan.trace))
     return ramps

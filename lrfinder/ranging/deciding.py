@@ -24,7 +24,7 @@ from lrfinder.racing import (
 )
 from lrfinder.suggestions import Bracket, Evidence, Suggestion, ramp_bracket, refused, with_lr
 from lrfinder.suggestions.curves import BracketStatus, Reading, combined
-from lrfinder.sweeping import HELD_AT, Ramp, ramp_group, ramp_lrs, ramp_together
+from lrfinder.sweeping import HELD_AT, Ramp, ramp_groups, ramp_lrs, ramp_together
 
 Progress = Callable[[str, int, int], None]
 
@@ -101,14 +101,14 @@ class RangeRun:
         """Ramp, race and decide."""
         if not self.tested:
             return self._refusal(None)
-        joint = self._ramp(None)
+        joint = self._ramp()
         reading = combined(joint)
         if reading.status == "edge":
             joint = self._extended()
             reading = combined(joint)
         if reading.status != "ok":
             return self._refusal(reading)
-        readings = {} if self.one_lr else {name: self._ramp(name, reading) for name in self.tested}
+        readings = {} if self.one_lr else self._ramp_groups(reading)
         brackets = {
             name: ramp_bracket(readings.get(name, joint), reading, self.ratios[name])
             for name in self.tested
@@ -120,22 +120,31 @@ class RangeRun:
 
     # -- ramps ------------------------------------------------------------------------------------
 
-    def _ramp(self, group: str | None, joint: Reading | None = None) -> list[Reading]:
-        """Ramp one group, or all together, and read it on each batch order."""
+    def _ramp(self) -> list[Reading]:
+        """Ramp all groups together, and read it on each batch order."""
         lrs = ramp_lrs(*self.lrs)
-        options: Any = {
+        ramps = ramp_together(self.engine, self.ratios, self.held, lrs, **self._options())
+        self.ramps += ramps
+        return [ramp.read() for ramp in ramps]
+
+    def _ramp_groups(self, joint: Reading) -> dict[str, list[Reading]]:
+        """Ramp each group with the others held low, and read each on each batch order."""
+        low = dict.fromkeys(self.tested, joint.minimum * HELD_AT)
+        held = {
+            group: self.held | {name: lr for name, lr in low.items() if name != group}
+            for group in self.tested
+        }
+        options = self._options() | {"replicas": self._group_replicas()}
+        ramps = ramp_groups(self.engine, held, ramp_lrs(*self.lrs), **options)
+        self.ramps += [ramp for some in ramps.values() for ramp in some]
+        return {group: [ramp.read() for ramp in some] for group, some in ramps.items()}
+
+    def _options(self) -> dict[str, Any]:
+        return {
             "replicas": self.replicas,
             "val_every": self.val_every,
             "on_ramp": lambda steps: self._tell("ramps"),
         }
-        if group is None or joint is None:
-            ramps = ramp_together(self.engine, self.ratios, self.held, lrs, **options)
-        else:
-            low = {name: joint.minimum * HELD_AT for name in self.tested if name != group}
-            options["replicas"] = self._group_replicas()
-            ramps = ramp_group(self.engine, group, self.held | low, lrs, **options)
-        self.ramps += ramps
-        return [ramp.read() for ramp in ramps]
 
     def _group_replicas(self) -> int:
         """Batch orders of the ramp of one group: with many groups it is but a picture."""
@@ -152,7 +161,7 @@ class RangeRun:
             f"The loss was still falling at LR {end:.2g}, so the ramps were extended to "
             f"{end * EXTENSION:.2g}."
         )
-        return self._ramp(None)
+        return self._ramp()
 
     def _from_ramps(self, joint: Reading, brackets: dict[str, Bracket]) -> Suggestion:
         if not self.one_lr:
