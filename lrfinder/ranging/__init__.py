@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrfinder.engines import SteppingEngine, first_batch
+from lrfinder.engines import ENGINES, LockstepEngine, first_batch
 from lrfinder.groups import learning_rates
 from lrfinder.ranging.deciding import EFFORTS, Progress, RangeRun
 from lrfinder.ranging.results import Cost, RangeTest
@@ -20,8 +20,6 @@ from lrfinder.sweeping import default_range
 from lrfinder.tasks import Loader, LossFn, StepOptions, move_to
 
 __all__ = ["RangeTest", "range_test"]
-
-ENGINES = ("auto", "stepping")
 
 
 def range_test(
@@ -75,7 +73,9 @@ def range_test(
             groups are run on one.
         seed: Of batch orders and candidates, 0 <= seed < 2**32. The same call gives the same result.
         val_loader: Its first batch is evaluated now and then during the ramps, as `val/loss`.
-        engine: "stepping", or "auto" for the fastest that can run this model.
+        engine: "stepping": one replica after the other. "lockstep": all in one step, or an error
+            that says why not. "auto": the faster of the two, which is checked on the first steps;
+            the result's cost says which it was, and why. They agree but for rounding.
         options: How one optimizer step is taken.
         progress: Called with the stage, the steps taken and the most that will be.
 
@@ -112,8 +112,13 @@ def range_test(
     loaders = [loader] if val_loader is None else [loader, val_loader]
     with preserved(model, optimizer, scaler=options.scaler, loaders=loaders) as start:
         val_batch = None if val_loader is None else first_batch(val_loader, seed=seed)
-        runner = SteppingEngine(
-            replica, start, loader, seed=seed, val_batch=move_to(val_batch, replica.device)
+        runner = LockstepEngine(
+            replica,
+            start,
+            loader,
+            engine=engine,
+            seed=seed,
+            val_batch=move_to(val_batch, replica.device),
         )
         test = RangeRun(
             engine=runner,
@@ -140,22 +145,24 @@ def range_test(
         "planned_steps": planned_steps,
         "replicas": replicas,
         "seed": seed,
-        "engine": "stepping",
+        "engine": engine,
     }
     return RangeTest(
         suggestion=suggestion,
         ramps=tuple(test.ramps),
         standings=None if test.race is None else test.race.standings,
-        cost=Cost(runner.steps, time.monotonic() - began),
+        cost=Cost(
+            runner.steps, time.monotonic() - began, runner.chooser.name, runner.chooser.reason
+        ),
         settings=settings,
     )
 
 
 def _without_gradient(
-    replica: Replica, engine: SteppingEngine, groups: Sequence[str]
+    replica: Replica, engine: LockstepEngine, groups: Sequence[str]
 ) -> list[str]:
     """Groups that one step gives no gradient. It also shows a bad loss function before the work."""
-    engine.try_step()
+    engine.plain.try_step()
     named = dict(zip(replica.group_names, replica.optimizer.param_groups, strict=True))
     # Not those whose gradient is 0: behind a layer that starts at 0 it is, for one step.
     return [name for name in groups if all(p.grad is None for p in named[name]["params"])]

@@ -31,14 +31,19 @@ class Cost:
     Args:
         steps: Optimizer steps, over all replicas.
         seconds: Of wall time.
+        engine: What took them: "stepping", or "lockstep" where any were taken together.
+        reason: Why, in words.
     """
 
     steps: int
     seconds: float
+    engine: str = "stepping"
+    reason: str = ""
 
     def __str__(self) -> str:
         """In words."""
-        return f"{self.steps:,} optimizer steps in {self.seconds:.1f} s"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.steps:,} optimizer steps in {self.seconds:.1f} s, {self.engine}{why}"
 
 
 @dataclass(frozen=True)

@@ -158,12 +158,29 @@ def test_the_unit_and_sign_of_the_loss_do_not_matter(scale: float, shift: float)
         assert moved.suggestion.brackets[name].low == pytest.approx(bracket.low, rel=1e-6)
 
 
-def test_two_calls_give_the_same_and_seeds_differ(tiny_result: lrfinder.RangeTest) -> None:
-    def told(result: lrfinder.RangeTest) -> dict[str, Any]:
+@pytest.mark.parametrize("engine", ["stepping", "lockstep"])
+def test_two_calls_give_the_same_and_seeds_differ(engine: str) -> None:
+    def told(seed: int) -> dict[str, Any]:
+        result = tiny_test(replicas=2, engine=engine, seed=seed)
+        assert result.cost.engine == engine
         return {**result.to_dict(), "cost": result.cost.steps}
 
-    assert told(tiny_test(replicas=2)) == told(tiny_result)
-    assert told(tiny_test(replicas=2, seed=1)) != told(tiny_result)
+    first = told(0)
+    assert told(0) == first
+    assert told(1) != first
+
+
+def test_engines_agree_and_auto_says_which_it_took() -> None:
+    results = [tiny_test(replicas=2, engine=engine) for engine in ("stepping", "lockstep", "auto")]
+    for result in results[1:]:
+        assert result.cost.steps == pytest.approx(results[0].cost.steps, rel=0.05)
+        for name, bracket in results[0].suggestion.brackets.items():
+            other = result.suggestion.brackets[name]
+            assert other.status == bracket.status
+            assert other.low == pytest.approx(bracket.low, rel=0.05)
+    assert results[2].cost.engine in ("stepping", "lockstep")
+    assert "ms" in results[2].cost.reason
+    assert results[2].cost.reason in str(results[2])
 
 
 # -- nothing is left behind -----------------------------------------------------------------------
@@ -487,7 +504,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "large seed": ({"seed": 2**32}, r"seed < 2\*\*32"),
     "planned": ({"planned_steps": 0}, "planned_steps >= 1"),
     "effort": ({"effort": "lots"}, "`effort` must be one of 'brackets', 'quick'.*'lots'"),
-    "engine": ({"engine": "rocket"}, "`engine` must be one of 'auto', 'stepping'.*'rocket'"),
+    "engine": (
+        {"engine": "rocket"},
+        "`engine` must be one of 'auto', 'stepping', 'lockstep'.*'rocket'",
+    ),
     "group": ({"groups": ["tail"]}, "'body', 'head'.*tail"),
     "group as text": ({"groups": "tail"}, "'each', 'together' or a list"),
     "no group": ({"groups": []}, "list of different names"),
