@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,8 +121,10 @@ def ramp_groups(
     on_ramp: Callable[[int], None] | None = None,
 ) -> dict[str, list[Ramp]]:
     """Ramp several groups, each by itself; `held`: group -> LRs of the others in its ramps."""
-    tables = {group: ({group: lrs}, others) for group, others in held.items()}
-    ramps = _run_all(engine, dict(tables), lrs, replicas, val_every, on_ramp)
+    tables: dict[str | None, Any] = {
+        group: ({group: lrs}, others) for group, others in held.items()
+    }
+    ramps = _run_all(engine, tables, lrs, replicas, val_every, on_ramp)
     return {group: ramps[group] for group in held}
 
 
@@ -160,6 +163,7 @@ def _run_all(
             )
             plans.append(plan)
     engine.advance(plans, len(lrs), should_stop=stop_rule)
-    for plan in plans if on_ramp is not None else ():
-        on_ramp(len(plan.trace))
+    for plan in plans:
+        if on_ramp is not None:
+            on_ramp(len(plan.trace))
     return ramps

@@ -162,7 +162,7 @@ class SharedOrders(BatchOrders):
 
     def __init__(self, orders: BatchOrders) -> None:
         self._orders = orders
-        self._drawn: dict[tuple[int, int], Batch] = {}
+        self._given: dict[tuple[int, int], Batch] = {}
         self._iterators: dict[int, tuple[int, Iterator[Batch]]] = {}
 
     def batches(self, order: int, *, skip: int = 0) -> Iterator[Batch]:
@@ -174,13 +174,13 @@ class SharedOrders(BatchOrders):
 
     def forget(self) -> None:
         """A step was taken: no one asks for its batches again."""
-        self._drawn.clear()
+        self._given.clear()
 
     def _batch(self, order: int, index: int) -> Batch:
-        if (order, index) not in self._drawn:
+        if (order, index) not in self._given:
             at, iterator = self._iterators.get(order, (-1, iter(())))
             if at != index:
                 iterator = self._orders.batches(order, skip=index)
-            self._drawn[order, index] = next(iterator)
+            self._given[order, index] = next(iterator)
             self._iterators[order] = (index + 1, iterator)
-        return self._drawn[order, index]
+        return self._given[order, index]

@@ -91,8 +91,7 @@ def _apply(rule: Rule, plain: Callable[..., Tensor], *tensors: Tensor | None) ->
     if not stacked:
         return plain(*tensors)
     result, dim = rule(stacked[0][0].shape[stacked[0][1]], dims, *parts)
-    wrapped: Tensor = _functorch._add_batch_dim(result, dim, level)
-    return wrapped
+    return _functorch._add_batch_dim(result, dim, 1)
 
 
 class _Linear:
@@ -138,8 +137,10 @@ class _Conv:
     ) -> Tensor:
         """The convolution itself."""
         module = self.module
-        options: Any = (module.stride, module.padding, module.dilation)
-        return functional.conv2d(inputs, weight, bias, *options, groups)
+        padding: Any = module.padding  # a word, or numbers
+        return functional.conv2d(
+            inputs, weight, bias, module.stride, padding, module.dilation, groups
+        )
 
     def rule(
         self, count: int, dims: Dims, inputs: Tensor, weight: Tensor, bias: Tensor | None
@@ -177,8 +178,14 @@ class _Pool:
     def plain(self, inputs: Tensor) -> Tensor:
         """The pooling itself."""
         module = self.module
-        options: Any = (module.kernel_size, module.stride, module.padding, module.dilation)
-        return functional.max_pool2d(inputs, *options, ceil_mode=module.ceil_mode)
+        return functional.max_pool2d(
+            inputs,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            ceil_mode=module.ceil_mode,
+        )
 
     def rule(self, count: int, dims: Dims, inputs: Tensor) -> tuple[Tensor, int]:
         """Of all replicas."""

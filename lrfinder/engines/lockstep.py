@@ -41,6 +41,7 @@ class Job:
     stream: Stream
     is_quiet: bool = False
     parts: list[Batch] | None = None  # what it asks for now; None where it has ended
+    num_steps: int | None = None  # that it is to take, where that is known
 
     def begin(self) -> None:
         """Go on to its first request."""

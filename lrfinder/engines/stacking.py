@@ -33,7 +33,7 @@ Place = tuple[nn.Module, str]
 Result = TypeVar("Result")
 
 
-class Unfit(RuntimeError):
+class Unfit(RuntimeError):  # noqa: N818 - a verdict on a training, and no error of a user
     """A training that cannot go in lockstep; the message says why."""
 
 
@@ -71,7 +71,9 @@ class Stack:
         self.device = start.device
         own = dict(model.named_parameters())
         self._kind = _kind(start)
-        self._shared = {name: p for name, p in own.items() if name not in self.trained}
+        self._shared: dict[str, Tensor] = {
+            name: p for name, p in own.items() if name not in self.trained
+        }
         buffers = dict(model.named_buffers())
         self._shared |= {name: b for name, b in buffers.items() if name not in changing}
         self._buffer_names = [name for name in buffers if name in changing]
@@ -404,11 +406,11 @@ def capacity_for(replica: Replica) -> int:
     Parameters, gradients, two states of the optimizer and what an update needs are counted; of
     the activations nothing is known, and a wave that does not fit is halved.
     """
-    size = 5 * sum(p.numel() * p.element_size() for p in replica.parameters)
+    size: int = 5 * sum(p.numel() * p.element_size() for p in replica.parameters)
     device = replica.device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        return max(1, min(MOST_ON_GPU, free // 2 // max(size, 1)))
+        return max(1, min(MOST_ON_GPU, int(free) // 2 // max(size, 1)))
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(MOST_ON_CPU, free // 2 // max(size, 1)))
 

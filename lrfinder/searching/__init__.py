@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lrfinder.ranging import RangeTest, range_test
 from lrfinder.searching.spaces import Interval, Space, check_schedule, make_space
 from lrfinder.searching.studies import (
+    ENGINE_KEY,
     SPACE_KEY,
     Direction,
     begin_study,
@@ -32,6 +33,7 @@ from lrfinder.searching.studies import (
 from lrfinder.searching.trials import Trials
 from lrfinder.snapshots import random_state, set_random_state
 from lrfinder.tasks import Task, planned_steps
+from lrfinder.training.together import check_engine, run_together
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
     from lrfinder.tracking.recorders import Recorder
+
+TRIALS_PER_ROW = 4
 
 OnTrial = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -90,8 +94,11 @@ def search(
             before.
         recorder: Gets one child run for each trial. The trial's `mlflow_run_id` and the run's tag
             `optuna.trial_number` link the two.
-        engine: "auto" or "stepping": what the range test runs on; trials are trained one after the
-            other.
+        engine: What the range test and the trials run on: "stepping", one after the other;
+            "lockstep", a step of several at a time, or an error that says why not; "auto", the
+            faster of the two, checked on the first steps. At most a quarter of the trials are under
+            way at a time, for those do not learn from each other; one that is pruned makes room for
+            the next at once. The study's user attribute `lrfinder.engine` says which it was.
         seed: Of the trainings, the sampler and the range test.
         num_epochs: Length of a trial; by default the task's.
         device: As in `Task.start`.
@@ -140,13 +147,27 @@ def search(
         moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
         study.sampler = make_sampler(sampler, seed=moved, n_trials=n_trials)
         study.pruner = made_pruner
-        trials = Trials(task, space, metric=metric, seed=seed, device=device, recorder=recorder)
+        trials = Trials(
+            task,
+            space,
+            metric=metric,
+            seed=seed,
+            device=device,
+            recorder=recorder,
+            on_trial=on_trial,
+        )
         if recorder is not None:
             recorder.set_tags({"optuna.study_name": study.study_name})
             recorder.log_dict(study.user_attrs[SPACE_KEY], "search_space.json")
-        callbacks = [trials.after_trial, *([on_trial] if on_trial is not None else [])]
-        while count_done(study) < n_trials:
-            study.optimize(trials.run, n_trials=1, catch=(Exception,), callbacks=callbacks)
+        chooser = run_together(
+            trials.jobs(study, n_trials),
+            n_trials - count_done(study),
+            engine=engine,
+            device=device,
+            # What is asked for together cannot learn from each other.
+            at_once=max(1, n_trials // TRIALS_PER_ROW),
+        )
+        study.set_user_attr(ENGINE_KEY, {"engine": chooser.name, "reason": chooser.reason})
     return study
 
 
@@ -195,8 +216,7 @@ def _check_arguments(
         raise ValueError(f"`metric` must be one of {', '.join(metrics)}, but got {metric!r}.")
     if direction not in ("minimize", "maximize"):
         raise ValueError(f"`direction` must be 'minimize' or 'maximize', but got {direction!r}.")
-    if engine not in ("auto", "stepping"):
-        raise ValueError(f"`engine` must be 'auto' or 'stepping', but got {engine!r}.")
+    check_engine(engine)
 
 
 @contextmanager

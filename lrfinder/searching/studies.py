@@ -25,6 +25,7 @@ Direction = Literal["minimize", "maximize"]
 
 # The study's own note of what it searches.
 SPACE_KEY = "lrfinder.space"
+ENGINE_KEY = "lrfinder.engine"
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lrfinder.engines.lockstep import Job
 from lrfinder.groups import set_learning_rate
 from lrfinder.schedules import Spec
 from lrfinder.searching.spaces import Space
+from lrfinder.searching.studies import count_done
+from lrfinder.stepping import Steps
 from lrfinder.tasks import Task
 from lrfinder.traces import Trace
-from lrfinder.training import OnEpoch, StepRecorder, StopTraining, train
+from lrfinder.training import OnEpoch, StepRecorder, StopTraining, Training, train
+from lrfinder.training.together import make_job
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +90,7 @@ class Trials:
         seed: int,
         device: str | torch.device,
         recorder: Recorder | None,
+        on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None,
     ) -> None:
         self.task = task
         self.space = space
@@ -92,47 +98,101 @@ class Trials:
         self.seed = seed
         self.device = device
         self.recorder = recorder
+        self.on_trial = on_trial
+        self._under_way: set[int] = set()
 
-    def run(self, trial: optuna.Trial) -> float:
-        """Train as the trial proposes; the objective of the study."""
-        began = time.monotonic()
-        try:
-            trace = self._train(trial)
-        except BaseException as error:
-            trial.set_user_attr("reason", f"{type(error).__name__}: {error}")
-            trial.set_user_attr("interrupted", not isinstance(error, Exception))
-            raise
-        trial.set_user_attr("steps", len(trace))
-        trial.set_user_attr("seconds", time.monotonic() - began)
-        if trace.status == "completed":
-            return trace.last(self.metric)
-        if trace.status == "diverged":
-            # NaN is what Optuna's samplers take for the worst of the trials that were pruned at
-            # this epoch.
-            epoch = len(trace.metrics.get(self.metric, ((), ()))[0])
-            trial.report(math.nan, epoch)
-        trial.set_user_attr("reason", trace.message)
-        raise optuna.TrialPruned(trace.message)
+    def jobs(self, study: optuna.Study, n_trials: int) -> Iterator[Job]:
+        """A job for each trial that is missing to `n_trials`; trials are asked for as there is room."""
+        while count_done(study) + len(self._under_way) < n_trials:
+            trial = study.ask()
+            self._under_way.add(trial.number)
+            try:
+                job = self._job(study, trial)
+            except BaseException as error:
+                self._fail(study, trial, error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                yield job
 
-    def _train(self, trial: optuna.Trial) -> Trace:
-        hparams = self.space.hparams(trial)
-        trial.set_user_attr("hparams", hparams)
-        with self._child(trial) as recorder:
+    def _fail(self, study: optuna.Study, trial: optuna.Trial, error: BaseException) -> None:
+        """A trial that could not begin has its run too."""
+        with contextlib.suppress(type(error)), self._child(trial) as recorder:
             if recorder is not None:
                 trial.set_user_attr("mlflow_run_id", recorder.run_id)
-                recorder.log_params(
-                    {f"trial/{name}": value for name, value in trial.params.items()}
-                )
-            return train_task(
-                self.task,
-                lrs=hparams["lrs"],
-                schedule=hparams["schedule"],
-                seed=self.seed,
-                device=self.device,
-                num_epochs=self.space.num_epochs,
-                recorder=recorder,
-                on_epoch=lambda epoch, values, trace: self._judge(trial, epoch, values),
-            )
+            raise error
+        self._end(study, trial, failed=error)
+
+    def _job(self, study: optuna.Study, trial: optuna.Trial) -> Job:
+        hparams = self.space.hparams(trial)
+        trial.set_user_attr("hparams", hparams)
+        return make_job(
+            self.task,
+            lambda started: self._course(study, trial, started),
+            lrs=hparams["lrs"],
+            schedule=hparams["schedule"],
+            seed=self.seed,
+            device=self.device,
+            num_epochs=self.space.num_epochs,
+            on_epoch=lambda epoch, values, trace: self._judge(trial, epoch, values),
+        )
+
+    def _course(
+        self,
+        study: optuna.Study,
+        trial: optuna.Trial,
+        started: Callable[[StepRecorder | None], Training],
+    ) -> Steps:
+        """Train as the trial proposes, and tell the study what came of it."""
+        began = time.monotonic()
+        try:
+            with self._child(trial) as recorder:
+                if recorder is not None:
+                    trial.set_user_attr("mlflow_run_id", recorder.run_id)
+                    recorder.log_params(
+                        {f"trial/{name}": value for name, value in trial.params.items()}
+                    )
+                training = started(recorder)
+                yield from training.steps()
+        except BaseException as error:
+            self._end(study, trial, failed=error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        trial.set_user_attr("steps", len(training.trace))
+        trial.set_user_attr("seconds", time.monotonic() - began)
+        self._end(study, trial, trace=training.trace)
+
+    def _end(
+        self,
+        study: optuna.Study,
+        trial: optuna.Trial,
+        *,
+        trace: Trace | None = None,
+        failed: BaseException | None = None,
+    ) -> None:
+        """Tell the study how a trial ended."""
+        self._under_way.discard(trial.number)
+        value, state = None, TrialState.FAIL
+        if failed is not None:
+            trial.set_user_attr("reason", f"{type(failed).__name__}: {failed}")
+            trial.set_user_attr("interrupted", not isinstance(failed, Exception))
+        elif trace is not None and trace.status == "completed":
+            value, state = trace.last(self.metric), TrialState.COMPLETE
+            if not math.isfinite(value):
+                value, state = None, TrialState.FAIL
+        elif trace is not None:
+            state = TrialState.PRUNED
+            if trace.status == "diverged":
+                # NaN is what Optuna's samplers take for the worst of the trials that were pruned at
+                # this epoch.
+                epoch = len(trace.metrics.get(self.metric, ((), ()))[0])
+                trial.report(math.nan, epoch)
+            trial.set_user_attr("reason", trace.message)
+        frozen = study.tell(trial, value, state=state)
+        for callback in (self.after_trial, self.on_trial):
+            if callback is not None:
+                callback(study, frozen)
 
     def _judge(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
         """Report an epoch, and end a training that is not worth going on with."""

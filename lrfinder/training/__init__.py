@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrfinder.groups import learning_rates
 from lrfinder.schedules import ScheduleDriver, Spec, drive
-from lrfinder.stepping import OnStep, Replica, evaluate
+from lrfinder.stepping import OnStep, Replica, Steps, evaluate, take_alone
 from lrfinder.tasks import Batch, Loader, LossFn, StepOptions, seed_everything
 from lrfinder.traces import Status, Trace
 from lrfinder.training.runs import Run
@@ -114,61 +114,158 @@ def train(
             spec is wrong.
         CheckpointError: If the checkpoint cannot be written, or is of another model.
     """
-    _check_arguments(
-        num_epochs, checkpoint_every, patience, direction, has_val=val_loader is not None
+    training = Training(
+        Replica(model, optimizer, loss_fn, options),
+        loader,
+        num_epochs=num_epochs,
+        scheduler=scheduler,
+        val_loader=val_loader,
+        metrics=metrics,
+        recorder=recorder,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        monitor=monitor,
+        direction=direction,
+        patience=patience,
+        seed=seed,
+        on_step=on_step,
+        on_epoch=on_epoch,
+        verbose=verbose,
     )
-    if checkpoint is None and checkpoint_every is not None:
-        raise ValueError("`checkpoint_every` needs a `checkpoint` path, but got checkpoint=None.")
-    replica = Replica(model, optimizer, loss_fn, options)
-    driver = drive(optimizer, scheduler)
-    if driver.needs_metric and val_loader is None:
-        raise ValueError(
-            "A ReduceLROnPlateau schedule needs a `val_loader`, but got val_loader=None."
+    take_alone(training.steps(), training.replica.step)
+    return training.trace
+
+
+class Training:
+    """A training as a coroutine, which asks for its steps; `train` drives it alone.
+
+    Args:
+        replica: Who takes the steps.
+        loader: This and what follows: as in `train`.
+        num_epochs: As in `train`.
+        scheduler: As in `train`.
+        val_loader: As in `train`.
+        metrics: As in `train`.
+        recorder: As in `train`.
+        checkpoint: As in `train`.
+        checkpoint_every: As in `train`.
+        monitor: As in `train`.
+        direction: As in `train`.
+        patience: As in `train`.
+        seed: As in `train`.
+        on_step: As in `train`.
+        on_epoch: As in `train`.
+        verbose: As in `train`.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        loader: Loader,
+        *,
+        num_epochs: int,
+        scheduler: Spec | torch.optim.lr_scheduler.LRScheduler | None = None,
+        val_loader: Loader | None = None,
+        metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] | None = None,
+        recorder: StepRecorder | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int | None = None,
+        monitor: str = "val/loss",
+        direction: Literal["minimize", "maximize"] = "minimize",
+        patience: int | None = None,
+        seed: int | None = None,
+        on_step: OnStep | None = None,
+        on_epoch: OnEpoch | None = None,
+        verbose: bool = True,
+    ) -> None:
+        _check_arguments(
+            num_epochs, checkpoint_every, patience, direction, has_val=val_loader is not None
         )
-    if not model.training:
-        model.train()
-    run = Run(replica, driver, loader, path=None if checkpoint is None else Path(checkpoint))
-    resumed = run.resume()
-    if not resumed and seed is not None:
-        seed_everything(seed)
-    trace = run.trace
-    if recorder is not None:
-        recorder.log_params(_hparams(replica, driver, num_epochs, seed))
-        if resumed:
-            recorder.set_tags({"lrfinder.resumed_at_step": len(trace)})
-    after_step = _after_step(run, recorder, on_step)
-    try:
-        while run.epoch < num_epochs:
+        if checkpoint is None and checkpoint_every is not None:
+            raise ValueError(
+                "`checkpoint_every` needs a `checkpoint` path, but got checkpoint=None."
+            )
+        driver = drive(replica.optimizer, scheduler)
+        if driver.needs_metric and val_loader is None:
+            raise ValueError(
+                "A ReduceLROnPlateau schedule needs a `val_loader`, but got val_loader=None."
+            )
+        path = None if checkpoint is None else Path(checkpoint)
+        self.replica = replica
+        self.val_loader = val_loader
+        self.run = Run(replica, driver, loader, path=path)
+        self._num_epochs = num_epochs
+        self._metrics = metrics
+        self._recorder = recorder
+        self._checkpoint_every = checkpoint_every
+        self._monitor = monitor
+        self._direction = direction
+        self._patience = patience
+        self._seed = seed
+        self._on_step = on_step
+        self._on_epoch = on_epoch
+        self._verbose = verbose
+
+    @property
+    def trace(self) -> Trace:
+        """What happened so far."""
+        return self.run.trace
+
+    def steps(self) -> Steps:
+        """Ask for the steps of all epochs, as `Replica.steps` does; see `train`."""
+        recorder = self._recorder
+        self._begin()
+        try:
+            yield from self._epochs()
+            if self.trace.status == "running":
+                self.trace.set_status("completed")
+        except StopTraining as stop:
+            self.trace.set_status(stop.status, stop.message)
+        except BaseException as error:
+            self.trace.set_status(
+                "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+                f"{type(error).__name__}: {error}",
+            )
+            raise
+        finally:
+            if recorder is not None:
+                trace = self.trace
+                recorder.set_tags(
+                    {"lrfinder.status": trace.status, "lrfinder.message": trace.message}
+                )
+                recorder.log_trace(trace)
+
+    def _begin(self) -> None:
+        run, recorder = self.run, self._recorder
+        if not self.replica.model.training:
+            self.replica.model.train()
+        resumed = run.resume()
+        if not resumed and self._seed is not None:
+            seed_everything(self._seed)
+        if recorder is not None:
+            recorder.log_params(_hparams(self.replica, run.driver, self._num_epochs, self._seed))
+            if resumed:
+                recorder.set_tags({"lrfinder.resumed_at_step": len(run.trace)})
+
+    def _epochs(self) -> Steps:
+        run, monitor, patience = self.run, self._monitor, self._patience
+        after_step = _after_step(run, self._recorder, self._on_step)
+        while run.epoch < self._num_epochs:
             if patience is not None and run.epochs_without_best >= patience:
                 raise StopTraining(f"{monitor} was not better for {patience} epochs.")
             lrs = run.epoch_lrs()
-            _run_epoch(run, after_step, checkpoint_every)
-            if trace.status != "running":
-                break
-            values = _evaluate(run, val_loader, metrics, recorder)
-            driver.after_epoch(values.get(monitor))
-            if verbose:
-                print(_epoch_line(run.epoch, num_epochs, lrs))
-            is_best = run.is_best(values.get(monitor), direction)
+            yield from _epoch(run, after_step, self._checkpoint_every)
+            if run.trace.status != "running":
+                return
+            values = _evaluate(run, self.val_loader, self._metrics, self._recorder)
+            run.driver.after_epoch(values.get(monitor))
+            if self._verbose:
+                print(_epoch_line(run.epoch, self._num_epochs, lrs))
+            is_best = run.is_best(values.get(monitor), self._direction)
             run.end_epoch()
             run.save(best=is_best)
-            if on_epoch is not None:
-                on_epoch(run.epoch - 1, values, trace)
-        if trace.status == "running":
-            trace.set_status("completed")
-    except StopTraining as stop:
-        trace.set_status(stop.status, stop.message)
-    except BaseException as error:
-        trace.set_status(
-            "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
-            f"{type(error).__name__}: {error}",
-        )
-        raise
-    finally:
-        if recorder is not None:
-            recorder.set_tags({"lrfinder.status": trace.status, "lrfinder.message": trace.message})
-            recorder.log_trace(trace)
-    return trace
+            if self._on_epoch is not None:
+                self._on_epoch(run.epoch - 1, values, run.trace)
 
 
 def _check_arguments(
@@ -192,12 +289,12 @@ def _check_arguments(
         raise ValueError("`patience` needs a `val_loader`, but got val_loader=None.")
 
 
-def _run_epoch(run: Run, after_step: OnStep | None, checkpoint_every: int | None) -> None:
+def _epoch(run: Run, after_step: OnStep | None, checkpoint_every: int | None) -> Steps:
     """The rest of one epoch, with a checkpoint after each `checkpoint_every` steps."""
     trace, batches = run.trace, run.batches()
     while True:
         before = len(trace)
-        run.replica.run(
+        yield from run.replica.steps(
             batches,
             trace=trace,
             schedule=run.driver,
