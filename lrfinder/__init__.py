@@ -69,6 +69,7 @@ _LAZY: dict[str, str] = {
     "RefusedSuggestion": "lrfinder.suggestions",
     "Suggestion": "lrfinder.suggestions",
     "MlflowRecorder": "lrfinder.tracking",
+    "train_seeds": "lrfinder.training.together",
     "train_task": "lrfinder.searching.trials",
 }
 
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from lrfinder.tracking import MlflowRecorder
     from lrfinder.tracking.recorders import NullRecorder, Recorder
     from lrfinder.tracking.stores import RecordError
+    from lrfinder.training.together import train_seeds
 
 __all__ = [
     "Arm",
@@ -150,6 +152,7 @@ __all__ = [
     "set_learning_rate",
     "supervised",
     "train",
+    "train_seeds",
     "train_task",
 ]
 

@@ -61,13 +61,17 @@ class Lockstep:
     Args:
         chooser: Says whether a step is taken together, and learns from how long it took.
         capacity: Jobs at a time, >= 1. Halved where the memory does not suffice.
+        original: What the jobs' replicas are copies of, if they are: their losses must not use it.
 
     Attributes:
         steps: Optimizer steps taken so far, over all jobs.
     """
 
-    def __init__(self, chooser: Chooser, *, capacity: int) -> None:
+    def __init__(
+        self, chooser: Chooser, *, capacity: int, original: Replica | None = None
+    ) -> None:
         self.chooser = chooser
+        self._original = original
         self.capacity = capacity
         self.steps = 0
         self._stack: Stack | None = None
@@ -94,6 +98,7 @@ class Lockstep:
             after_step: Called after each step of all that are under way.
 
         Raises:
+            Unfit: If jobs play copies of an original, which turned out not to be what it is.
             BaseException: What a job raises itself. It is raised in all others that are under way
                 too, so that they can say that they were interrupted.
         """
@@ -160,7 +165,7 @@ class Lockstep:
                 self._update = make_update(self._stack, job.replica)
             self._stack.add(job.replica)
         except Unfit as error:
-            self.chooser.refuse(str(error))
+            self._refuse(error)
             return
         assert self._update is not None
         self._update.add(job.replica)
@@ -221,7 +226,7 @@ class Lockstep:
                 else:
                     losses = self._together(active)
         except Unfit as error:
-            self.chooser.refuse(str(error))
+            self._refuse(error)
             return self._step(active, held)
         except Exception as error:
             if not out_of_memory(error):
@@ -230,6 +235,12 @@ class Lockstep:
             return self._step(active, held)
         self.steps += len(active)
         return losses
+
+    def _refuse(self, error: Unfit) -> None:
+        """From here on all are stepped alone; but copies that were never checked may be none at all."""
+        self.chooser.refuse(str(error))
+        if self._original is not None and not self.chooser.checked:
+            raise error
 
     def _halve(self, active: list[Job], held: deque[Job]) -> None:
         """Half of them wait for the others."""
@@ -269,15 +280,31 @@ class Lockstep:
     def _check(self, active: Sequence[Job]) -> None:
         """Compare the gradients of the next step both ways, for the first replica and the last."""
         assert self._stack is not None
-        complaint = self._compare(active)
-        if complaint is not None and self._stack.draws:
-            # What is drawn depends on how tensors lie in memory: look again without dropout.
-            models = [self._stack.skeleton, *(job.replica.model for job in active)]
-            with without_dropout(models):
-                complaint = self._compare(active)
+        with self._original_unused():
+            complaint = self._compare(active)
+            if complaint is not None and self._stack.draws:
+                # What is drawn depends on how tensors lie in memory: look again without dropout.
+                models = [self._stack.skeleton, *(job.replica.model for job in active)]
+                with without_dropout(models):
+                    complaint = self._compare(active)
         if complaint is not None:
-            self.chooser.refuse(f"the first step was not the same: {complaint}")
+            raise Unfit(f"the first step was not the same: {complaint}")
         self.chooser.checked = True
+
+    @contextlib.contextmanager
+    def _original_unused(self) -> Iterator[None]:
+        """Raise an Unfit where a gradient reaches the original in here."""
+        parameters = [] if self._original is None else list(self._original.model.parameters())
+        kept = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            yield
+            if any(parameter.grad is not None for parameter in parameters):
+                raise Unfit("the loss uses the model itself beside the one that it is given")
+        finally:
+            for parameter, gradient in zip(parameters, kept, strict=True):
+                parameter.grad = gradient
 
     def _compare(self, active: Sequence[Job]) -> str | None:
         assert self._stack is not None

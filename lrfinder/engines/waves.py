@@ -121,7 +121,7 @@ class LockstepEngine:
                 self._courses.keep(plan, job.replica)
             self._free.append(job.replica)
 
-        lockstep = Lockstep(self.chooser, capacity=self._capacity)
+        lockstep = Lockstep(self.chooser, capacity=self._capacity, original=self._replica)
         lockstep.run(
             jobs(), len(plans), num_steps=num_steps, on_end=on_end, after_step=self._orders.forget
         )

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
     from lrfinder.tracking.recorders import Recorder
 
-TRIALS_PER_ROW = 4
+# Trials that are under way together do not learn from each other, and a pruner that compares with
+# those that were completed has none to compare the first ones with.
+SHARE_AT_ONCE = 1 / 8
 
 OnTrial = Callable[[optuna.Study, FrozenTrial], None]
 
@@ -66,6 +68,7 @@ def search(
     metric: str = "val/loss",
     direction: Direction = "minimize",
     on_trial: OnTrial | None = None,
+    at_once: int | None = None,
 ) -> optuna.Study:
     """Search a learning rate for each group and a schedule for them.
 
@@ -96,15 +99,18 @@ def search(
             `optuna.trial_number` link the two.
         engine: What the range test and the trials run on: "stepping", one after the other;
             "lockstep", a step of several at a time, or an error that says why not; "auto", the
-            faster of the two, checked on the first steps. At most a quarter of the trials are under
-            way at a time, for those do not learn from each other; one that is pruned makes room for
-            the next at once. The study's user attribute `lrfinder.engine` says which it was.
+            faster of the two, checked on the first steps. The study's user attribute
+            `lrfinder.engine` says which it was, and why.
         seed: Of the trainings, the sampler and the range test.
         num_epochs: Length of a trial; by default the task's.
         device: As in `Task.start`.
         metric: "val/loss" or "val/<metric>" of the task.
         direction: Whether the metric is better low or high.
         on_trial: Called with the study and each trial that has ended.
+        at_once: The most trials that are under way at a time in lockstep, >= 1; one that is pruned
+            makes room for the next at once. Those do not learn from each other, so None is an
+            eighth of `n_trials`; more pay with a pruner that compares with all that have reported,
+            as `SuccessiveHalvingPruner` does.
 
     Returns:
         The study. `lrfinder.best_hparams(study)` is what to train with.
@@ -122,6 +128,7 @@ def search(
         metric=metric,
         direction=direction,
         engine=engine,
+        at_once=at_once,
     )
     here = {"task": task.name, "seed": seed, "metric": metric, "direction": direction}
     here |= {"group_names": list(task.groups), "schedule": schedule, "num_epochs": epochs}
@@ -164,8 +171,7 @@ def search(
             n_trials - count_done(study),
             engine=engine,
             device=device,
-            # What is asked for together cannot learn from each other.
-            at_once=max(1, n_trials // TRIALS_PER_ROW),
+            at_once=max(1, int(n_trials * SHARE_AT_ONCE)) if at_once is None else at_once,
         )
         study.set_user_attr(ENGINE_KEY, {"engine": chooser.name, "reason": chooser.reason})
     return study
@@ -202,9 +208,11 @@ def _check_arguments(
     metric: str,
     direction: str,
     engine: str,
+    at_once: int | None,
 ) -> None:
-    for name, value in (("n_trials", n_trials), ("num_epochs", num_epochs)):
-        if value < 1:
+    named = {"n_trials": n_trials, "num_epochs": num_epochs, "at_once": at_once}
+    for name, value in named.items():
+        if value is not None and value < 1:
             raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
     check_schedule(schedule)
     if task.val_loader is None:
