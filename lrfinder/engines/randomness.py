@@ -87,7 +87,7 @@ class RandomPerReplica:
         if self.together:
             self.streams[0].put_torch()
         if self._drawer is not None:
-            self._drawer.__enter__()
+            self._drawer.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -97,7 +97,7 @@ class RandomPerReplica:
         traceback: TracebackType | None,
     ) -> None:
         if self._drawer is not None:
-            self._drawer.__exit__(kind, error, traceback)
+            self._drawer.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
         if error is not None:
             return
         if self._drawer is not None:
@@ -109,14 +109,14 @@ class RandomPerReplica:
                 stream.state = now.state
 
 
-class _DrawOneByOne(TorchDispatchMode):
+class _DrawOneByOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the operations on stacked tensors below vmap, and takes those that draw apart.
 
     vmap asks for draws of shape (K, *shape); slice k is drawn from stream k.
     """
 
     def __init__(self, streams: Sequence[Stream]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.streams = streams
         self.drew = False
 
