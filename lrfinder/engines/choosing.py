@@ -17,6 +17,9 @@ Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
 Way = Literal["check", "stepping", "lockstep", "alone"]
 
 SAMPLES = 2  # steps of each way that are timed before one is chosen
+CLEAR = 1.3  # ratio of two steps that makes one sample enough
+# A first gradient of all that is so long, in seconds, and so many times what they take alone, says enough.
+LONG, HOPELESS = 0.05, 1.5
 LEAST_STEPS = 12  # of a training, below which a probe does not pay
 
 # Largest difference of a gradient, as a share of the largest gradient of its replica.
@@ -118,9 +121,21 @@ class Chooser:
 
     def _judge(self, count: int) -> None:
         samples = [self._samples.get((count, kind), []) for kind in ("stepping", "lockstep")]
-        if min(map(len, samples)) < SAMPLES:
+        if not all(samples):
             return
         stepping, lockstep = map(min, samples)
+        is_clear = not 1 / CLEAR < lockstep / stepping < CLEAR
+        if min(map(len, samples)) < SAMPLES and not is_clear:
+            return
+        self._decide(count, stepping, lockstep)
+
+    def look(self, count: int, one: float, together: float) -> None:
+        """Learn from the check's seconds for the gradients of one replica, and of all together."""
+        known = self._fast is not None and count >= self._fast
+        if self.engine == "auto" and not known and together > max(LONG, HOPELESS * count * one):
+            self._decide(count, count * one, together)
+
+    def _decide(self, count: int, stepping: float, lockstep: float) -> None:
         if lockstep < stepping:
             self._fast = count if self._fast is None else min(self._fast, count)
         else:

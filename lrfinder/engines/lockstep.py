@@ -9,6 +9,7 @@ step can be taken alone as well: that is what the shared step is checked and tim
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -310,9 +311,13 @@ class Lockstep:
         assert self._stack is not None
         streams = [job.stream for job in active]
         limit = tolerance(active[0].replica)
-        found, buffers = self._stack.rehearse(lambda: self._gradients(active), streams)
         rows = sorted({0, len(active) - 1})
+        began = time.perf_counter()
+        found, buffers = self._stack.rehearse(lambda: self._gradients(active), streams)
+        between = time.perf_counter()
         plain, others = self._stack.rehearse(lambda: self._plainly(active, rows), streams)
+        together, alone = between - began, time.perf_counter() - between
+        self.chooser.look(len(active), alone / len(rows), together)
         for row, (loss, gradients) in zip(rows, plain, strict=True):
             theirs = [None if g is None else g[row] for g in found[1]]
             own = (loss, gradients)

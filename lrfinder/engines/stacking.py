@@ -370,6 +370,8 @@ def changing_buffers(replica: Replica, batches: Sequence[Batch], stream: Stream)
         Unfit: If it fails.
     """
     model, changed = replica.model, []
+    if not any(True for _ in model.buffers()):
+        return []
     places = [
         (module, key, buffer)
         for module in model.modules()
@@ -477,7 +479,11 @@ def _attributes(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _rows(tensor: Tensor, count: int) -> Tensor:
-    return torch.empty((count, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    """Room for so many; each row lies in memory as the tensor does, in channels_last for instance."""
+    twin = torch.empty_like(tensor)  # dense, with the order of the tensor's dimensions
+    strides = (max(twin.numel(), 1), *twin.stride())
+    shape = (count, *tensor.shape)
+    return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
 
 
 def _kind(replica: Replica) -> dict[str, Any]:

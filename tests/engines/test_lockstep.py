@@ -189,6 +189,16 @@ def streams_of(stack: Stack) -> Any:
     return [Stream(torch.device("cpu")) for _ in stack.replicas]
 
 
+def test_rows_lie_in_memory_as_the_models_do() -> None:
+    model = make("cnn with BatchNorm").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stack = stack_of(model, 2)
+    weight = stack.replicas[1].model[0].weight  # type: ignore[index, union-attr]
+    assert weight.data_ptr() == stack.parameters[0][1].data_ptr()
+    assert weight.stride() == model[0].weight.stride() != weight.contiguous().stride()
+    stack.remove(stack.replicas[1])
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_batch_that_all_see_is_not_copied() -> None:
     one, other = {"x": torch.ones(2), "n": 3}, {"x": torch.ones(2), "n": 3}
     batch, dims = stacked([one, one])
