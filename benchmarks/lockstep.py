@@ -10,6 +10,7 @@ minutes:
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,11 +39,9 @@ Batches = list[tuple[Tensor, Tensor]]
 def mlp() -> nn.Module:
     """The digits' MLP."""
     sizes = (64, 128, 128, 10)
-    layers = [
-        part
-        for a, b in zip(sizes, sizes[1:], strict=False)
-        for part in (nn.Linear(a, b), nn.ReLU())
-    ]
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -82,8 +82,37 @@ def threads() -> str:
     return rows_to_markdown(header, rows) + source(data)
 
 
+def lockstep() -> str:
+    """Many replicas in one step against one after the other."""
+    data = read("lockstep")
+    rows = []
+    for row in data["rows"]:
+        if "ratio" not in row:
+            continue
+        spread = f"{row['ratio']:.2f} [{row['quartile_1']:.2f}, {row['quartile_3']:.2f}]"
+        bar = f"<= {row['bar']:g}" if " / " in row["what"] else f">= {row['bar']:g}"
+        gap = f"{row['largest_gap']:.0e}" if "largest_gap" in row else ""
+        rows.append([row["what"], str(row.get("replicas", "")), spread, bar, gap])
+    header = [
+        "what",
+        "replicas",
+        "ratio of wall times: median [quartiles]",
+        "bar",
+        "largest gap of a loss",
+    ]
+    counts = ", ".join(
+        f"{row['operations']} for {row['replicas']}" for row in data["rows"] if "operations" in row
+    )
+    return (
+        rows_to_markdown(header, rows)
+        + f"\nOperations that one step of `Net` dispatches: {counts} replicas.\n"
+        + source(data)
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "house": house,
+    "lockstep": lockstep,
     "real_images": real_images,
     "threads": threads,
     **RANGE_TEST_TABLES,

@@ -35,7 +35,7 @@ def range_test(
             help="brackets (ramps only), quick, standard or thorough (ramps and a race)."
         ),
     ] = "standard",
-    engine: Annotated[str, typer.Option(help="auto or stepping.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, stepping or lockstep.")] = "auto",
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:

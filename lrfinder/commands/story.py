@@ -169,26 +169,23 @@ class _Plan:
         seeds: Sequence[int],
         advance: Callable[[str], None],
     ) -> lrfinder.Arm:
-        began, steps = time.monotonic(), 0
-        values: dict[str, list[float]] = {
-            name: [] for name in ("val/loss", *(f"val/{name}" for name in self.task.metrics))
+        began = time.monotonic()
+        tags = {"lrfinder.arm": configuration.name}
+        traces = lrfinder.train_seeds(
+            self.task,
+            seeds,
+            lrs=configuration.lrs,
+            schedule=configuration.schedule,
+            device=self.device,
+            num_epochs=self.num_epochs,
+            record=lambda seed: recorder.child(f"{configuration.name} seed {seed}", **tags),
+            on_training=lambda seed, trace: advance(configuration.name),
+        )
+        steps = sum(len(trace) for trace in traces)
+        values = {
+            name: [float("nan") if t.status == "diverged" else t.last(name) for t in traces]
+            for name in ("val/loss", *(f"val/{metric}" for metric in self.task.metrics))
         }
-        for seed in seeds:
-            tags = {"lrfinder.arm": configuration.name}
-            with recorder.child(f"{configuration.name} seed {seed}", **tags) as child:
-                trace = lrfinder.train_task(
-                    self.task,
-                    lrs=configuration.lrs,
-                    schedule=configuration.schedule,
-                    seed=seed,
-                    device=self.device,
-                    num_epochs=self.num_epochs,
-                    recorder=child,
-                )
-            steps += len(trace)
-            for name, list_ in values.items():
-                list_.append(float("nan") if trace.status == "diverged" else trace.last(name))
-            advance(configuration.name)
         self._spent(f"training of {configuration.name}, {len(seeds)} seeds", steps, began)
         return lrfinder.Arm(
             name=configuration.name,
