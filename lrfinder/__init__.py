@@ -63,7 +63,7 @@ _LAZY: dict[str, str] = {
     "report_tables": "lrfinder.reporting",
     "best_hparams": "lrfinder.searching",
     "search": "lrfinder.searching",
-    "RecordError": "lrfinder.tracking.stores",
+    "RecordError": "lrfinder.delivering.stores",
     "Bracket": "lrfinder.suggestions",
     "Evidence": "lrfinder.suggestions",
     "RefusedSuggestion": "lrfinder.suggestions",
@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from lrfinder.comparing import Comparison, compare
     from lrfinder.datasets import CropAndFlip, Standardize, TensorLoader
     from lrfinder.datasets.images import ImageData, image_folder
+    from lrfinder.delivering.stores import RecordError
     from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
     from lrfinder.plotting import plot_lr_table, plot_range_test, plot_traces
     from lrfinder.ranging import RangeTest, range_test
@@ -89,7 +90,6 @@ if TYPE_CHECKING:
     from lrfinder.suggestions import Bracket, Evidence, RefusedSuggestion, Suggestion
     from lrfinder.tracking import MlflowRecorder
     from lrfinder.tracking.recorders import NullRecorder, Recorder
-    from lrfinder.tracking.stores import RecordError
     from lrfinder.training.together import train_seeds
 
 __all__ = [

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 # Models of tests are tiny: threads that wait for each other on a busy machine cost them a factor of
 # thirty. Set before torch is imported, and inherited by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Records that a test leaves behind are not to be found in the folder of whoever runs it.
+os.environ["LRFINDER_SPOOL"] = tempfile.mkdtemp(prefix="lrfinder-tests-")
 
 # A shell starts what it puts in the background with SIGINT ignored, which the processes that tests
 # start, and send a SIGINT to, would inherit.
@@ -24,7 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store with MLflow's tables, which take seconds to make: tests copy it."""
-    from lrfinder.tracking.stores import open_store
+    from lrfinder.delivering.stores import open_store
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     open_store(f"sqlite:///{path}")
@@ -44,4 +47,5 @@ def mlflow_uri(mlflow_template: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.delenv(name)
     uri = f"sqlite:///{path}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("LRFINDER_SPOOL", str(tmp_path / "spool"))
     return uri

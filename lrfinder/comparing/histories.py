@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfinder.tracking.stores import RecordError, experiment_id, first_line, is_final, open_store
+from lrfinder.delivering.stores import RecordError, experiment_id, first_line, is_final, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,15 +7,31 @@ client with explicit run ids and never its global active run, since many runs ar
 from __future__ import annotations
 
 import atexit
+import dataclasses
+import logging
 import sys
 import time
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from lrfinder.delivering.sending import create_run
+from lrfinder.delivering.spools import Header
+from lrfinder.delivering.stores import (
+    RecordError,
+    StoreAwayError,
+    adoption_tags,
+    default_experiment,
+    experiment_id,
+    open_store,
+    store_uri,
+    take_adoptable,
+)
 from lrfinder.groups import group_names
 from lrfinder.traces import Trace
 from lrfinder.tracking.artifacts import (
@@ -34,21 +50,14 @@ from lrfinder.tracking.names import (
 )
 from lrfinder.tracking.outboxes import MAX_STEP, Outbox, checked_step, scalar_now
 from lrfinder.tracking.recorders import NullRecorder, Recorder, RunStatus
-from lrfinder.tracking.sending import Sender
-from lrfinder.tracking.stores import (
-    RecordError,
-    adoption_tags,
-    check_store,
-    create_run,
-    experiment_id,
-    open_store,
-    take_adoptable,
-)
+from lrfinder.tracking.sessions import Session
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLOSE_TIMEOUT = 60.0  # seconds that the end of a run waits for its store
+INTERRUPT_TIMEOUT = 10.0  # seconds that somebody who pressed Ctrl-C is kept waiting
+
+_log = logging.getLogger("lrfinder")
 
 __all__ = ["MlflowRecorder", "NullRecorder", "RecordError", "Recorder"]
 
@@ -56,42 +65,51 @@ __all__ = ["MlflowRecorder", "NullRecorder", "RecordError", "Recorder"]
 class MlflowRecorder:
     """A run of MLflow: loss and LRs at every optimizer step, and whatever else it is told.
 
-    Law: `log_step` puts one row into a queue in memory, with the time of that moment; a thread
-    sends the queue about every second. A row leaves the queue when the store has acknowledged it,
-    and sending one twice is harmless. The queue has no bound: where the store stays away it grows
-    by some 300 bytes a step, and the log warns once. What could not be sent is said by `flush` and
-    `close`, never by a training step.
+    Law: a row holds the time at which it was recorded. `log_step` puts it into a queue in memory; a
+    thread appends the queue to a spool on the disk about twice a second; a process that follows
+    sends the spool about every second, and a row leaves it when the store has acknowledged it.
+    Sending one twice is harmless. So a training waits for neither disk nor store, a kill loses
+    less than a second, and where the store is away the record waits in the spool: `flush` and
+    `close` say what, and `lrfinder sync` sends it later. While the disk is full, rows are kept in
+    memory, some 200 bytes each, and the log says so.
 
     Under `mlflow run` the first recorder adopts the run that MLflow made: its id is taken out of
     the environment, so that no later recorder and no worker process adopts it too. That run keeps
     its experiment and its name; an `experiment` or `run_name` that differs becomes the tag
     `lrfinder.experiment` or `lrfinder.run_name`.
 
+    A server that does not answer when the recorder is made is no error: the log says so, and the
+    run is made when it is back. A URI that cannot be right is one.
+
     Non-finite values are recorded as NaN (MLflow would make 1.8e308 of an infinity), and the tag
     `<metric>.nonfinite` holds the first step and the value. Characters in names that MLflow
-    refuses become `_` (`lrfinder.tracking.names.clean_name`).
+    refuses become `_` (`lrfinder.tracking.names.clean_name`). Steps may go backwards, as those of a
+    training that goes on from a checkpoint do.
 
     The run ends with the `with` block: FINISHED; FAILED at an exception, with its text in the tag
     `error`; KILLED at a KeyboardInterrupt. A process that ends without it flushes and ends the run
-    too, unless it is killed.
+    too. One that is killed leaves it to the process that follows, or to `lrfinder sync`: KILLED.
 
     Args:
         experiment: Its name, made if there is none; None for the one of MLflow's environment, else
             "Default".
         run_name: MLflow makes one up for None.
         tracking_uri: None for `mlflow.get_tracking_uri()`.
-        parent: The id of a run of the same store that this one is shown below.
+        spool: A folder for the spools of any number of recorders; None for LRFINDER_SPOOL, else
+            `lrfinder/spool` in the user's folder of states (`~/.local/state`).
+        parent: The id of a run of the same store that this one belongs to.
         tags: More tags of the run, beside MLflow's own (user, source, git commit).
 
     Raises:
-        RecordError: If the store cannot be used; within seconds.
+        RecordError: If the store or the spool cannot be used; within seconds.
 
     Example:
         >>> import tempfile
-        >>> store = f"sqlite:///{tempfile.mkdtemp()}/mlflow.db"
+        >>> folder = tempfile.mkdtemp()
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimizer = torch.optim.SGD([{"params": [weight], "name": "all"}], lr=0.1)
-        >>> with MlflowRecorder("demo", tracking_uri=store) as recorder:
+        >>> store = f"sqlite:///{folder}/mlflow.db"
+        >>> with MlflowRecorder("demo", tracking_uri=store, spool=f"{folder}/spool") as recorder:
         ...     for step in range(3):
         ...         recorder.log_step(step, weight.square().sum(), optimizer)
     """
@@ -102,54 +120,85 @@ class MlflowRecorder:
         *,
         run_name: str | None = None,
         tracking_uri: str | None = None,
+        spool: str | Path | None = None,
         parent: str | None = None,
         tags: Mapping[str, Any] | None = None,
     ) -> None:
-        client = open_store(tracking_uri)
-        own_tags = as_texts(tags or {})
-        params: dict[str, str] = {}
+        uri = store_uri(tracking_uri)
+        session = Session(spool)
         adopted = None if parent is not None else take_adoptable(tracking_uri)
+        name, known_id = (experiment, None) if experiment is not None else default_experiment()
+        header = _new_header(uri, run_name, as_texts(tags or {}), parent)
+        header = dataclasses.replace(header, experiment=name, experiment_id=known_id)
+        params: dict[str, str] = {}
+        later: dict[str, str] = {}
         try:
+            client = open_store(uri)
             if adopted is None:
-                where = experiment_id(client, experiment)
-                run = create_run(client, where, run_name, own_tags, parent=parent)
+                header.experiment_id = known_id or experiment_id(client, name)
+                run = create_run(client, header)
             else:
                 run = client.get_run(adopted)
                 params = dict(run.data.params)
-                own_tags |= adoption_tags(client, run, experiment, run_name)
-        except RecordError:
-            raise
+                later = as_texts(tags or {}) | adoption_tags(client, run, experiment, run_name)
+            header.run_id, header.experiment_id = run.info.run_id, run.info.experiment_id
+            header.run_name = run.info.run_name
+        except StoreAwayError as away:
+            header.run_id = adopted
+            _log.warning("%s The run is recorded in %s until it does.", away, session.path)
         except Exception as error:
+            session.end()
+            if isinstance(error, RecordError):
+                raise
             raise RecordError(
-                f"A run must be made in the store {client.tracking_uri!r}, but it answered: "
-                f"{error}"
+                f"A run must be made in the store {uri!r}, but it answered: {error}"
             ) from error
-        self._start(Sender(client), run, params)
-        if adopted is not None and own_tags:
-            self.set_tags(own_tags)
+        self._start(session, header, params)
+        if later:
+            self.set_tags(later)
 
-    def _start(self, sender: Sender, run: Any, params: dict[str, str]) -> None:
-        self._sender = sender
-        self._run_id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
-        self.run_name: str = run.info.run_name
+    def _start(self, session: Session, header: Header, params: dict[str, str]) -> None:
+        self._session = session
+        self._header = header
         self._params = params
         self._names: dict[str, Names] = {kind: Names() for kind in ("metric", "param", "tag")}
         self._layouts: dict[tuple[Any, ...], tuple[str, ...]] = {}
-        self._outbox: Outbox = sender.open(self._run_id)
+        self._outbox: Outbox = session.open(header)
         self._add_row = self._outbox.rows.append
         self._closed = False
         _OPEN[id(self)] = self
 
     @property
-    def run_id(self) -> str:
-        """The run's id in its store."""
-        return self._run_id
+    def run_id(self) -> str | None:
+        """The run's id in its store; None where that was away and has not made the run yet."""
+        self._refresh()
+        return self._header.run_id
+
+    @property
+    def experiment_id(self) -> str | None:
+        """The id of the run's experiment; None as long as the store has not said it."""
+        self._refresh()
+        return self._header.experiment_id
+
+    @property
+    def run_name(self) -> str | None:
+        """The run's name; None where the store has not made one up yet."""
+        return self._header.run_name
+
+    def _refresh(self) -> None:
+        """Whoever delivers notes in the spool which run the store has made."""
+        if self._header.run_id is None and self._outbox.spool.is_there:
+            self._header = self._outbox.spool.header()
+
+    @property
+    def spool(self) -> Path:
+        """The folder that holds what is not in the store yet; it is gone when all of it is."""
+        return self._outbox.spool.path
 
     @property
     def tracking_uri(self) -> str:
         """The store's URI."""
-        return str(self._sender.client.tracking_uri)
+        return self._header.tracking_uri
 
     # -- metrics ----------------------------------------------------------------------------------
 
@@ -225,7 +274,7 @@ class MlflowRecorder:
                 )
         new = {name: text for name, text in short.items() if name not in self._params}
         self._params |= new
-        self._put("params", new)
+        self._put({"params": new})
         for name in new:
             if flat[name] != short[name]:
                 self.log_text(flat[name], f"params/{name.removeprefix('cfg/')}.txt")
@@ -233,19 +282,19 @@ class MlflowRecorder:
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; the last value of each stands. More than 5000 characters are visibly cut."""
         clean = self._names["tag"].clean
-        self._put("tags", {clean(name): text for name, text in as_texts(tags).items()})
+        self._put({"tags": {clean(name): text for name, text in as_texts(tags).items()}})
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Keep a matplotlib figure, drawn now, in the format of the name's suffix (`.png`)."""
-        self._put("artifacts", figure_artifact(figure, name))
+        self._put_artifacts(figure_artifact(figure, name))
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact of just this name."""
-        self._put("artifacts", {check_artifact_name(name): text.encode()})
+        self._put_artifacts({check_artifact_name(name): text.encode()})
 
     def log_dict(self, value: Any, name: str) -> None:
         """Keep a JSON-able value as an artifact; non-finite numbers as text, as 'nan'."""
-        self._put("artifacts", json_artifact(value, name))
+        self._put_artifacts(json_artifact(value, name))
 
     def log_trace(self, trace: Trace, name: str | None = None) -> None:
         """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
@@ -254,64 +303,76 @@ class MlflowRecorder:
         status in short.
         """
         name = name or trace.name or "trace"
-        self._put("artifacts", trace_artifacts(trace, f"traces/{name}"))
+        self._put_artifacts(trace_artifacts(trace, f"traces/{name}"))
 
-    def _put(self, field: str, values: dict[str, Any]) -> None:
+    def _put(self, entry: dict[str, Any]) -> None:
         if self._closed:
             self._refuse()
-        self._outbox.put(field, values)
+        self._outbox.put(entry)
+
+    def _put_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
+        if self._closed:
+            self._refuse()
+        for name, data in artifacts.items():
+            self._outbox.put_artifact(name, data)
 
     # -- the run ----------------------------------------------------------------------------------
 
     def child(self, run_name: str | None = None, **tags: Any) -> MlflowRecorder:
-        """A recorder of a new run below this one, in the same store and experiment.
+        """A recorder of a new run that belongs to this one, in the same store and experiment.
 
-        It has the tags `mlflow.parentRunId`, which MLflow's pages nest by, and `lrfinder.parent`,
-        both this run's id. This call waits for the store.
+        Its tag `lrfinder.parent` is this run's id. MLflow's pages show both side by side: their
+        own nesting would hide it from the charts until its parent is opened. This call waits for
+        the store; where that does not answer, the run is made when it is back.
 
         Raises:
-            RecordError: If the store cannot be used.
+            RecordError: If the store refuses.
         """
-        client = self._sender.client
-        check_store(self.tracking_uri)
-        try:
-            run = create_run(
-                client, self.experiment_id, run_name, as_texts(tags), parent=self.run_id
-            )
-        except Exception as error:
-            raise RecordError(
-                f"A child of run {self.run_id} must be made in the store {self.tracking_uri!r}, "
-                f"but it answered: {error}"
-            ) from error
+        header = _new_header(self.tracking_uri, run_name, as_texts(tags), self.run_id)
+        header.experiment, header.experiment_id = self._header.experiment, self.experiment_id
+        if self.run_id is None:
+            header.parent_key = self._header.key
+        else:
+            try:
+                run = create_run(open_store(self.tracking_uri), header)
+                header.run_id, header.run_name = run.info.run_id, run.info.run_name
+            except StoreAwayError as away:
+                _log.warning("%s The run is recorded in %s until it does.", away, self.spool)
+            except Exception as error:
+                raise RecordError(
+                    f"A child of run {self.run_id} must be made in the store "
+                    f"{self.tracking_uri!r}, but it answered: {error}"
+                ) from error
+        session = self._session
+        if not session.is_open:
+            session = Session(session.path.parent)
         child = MlflowRecorder.__new__(MlflowRecorder)
-        child._start(self._sender, run, {})
+        child._start(session, header, {})
         return child
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was recorded is in the store.
 
         Args:
-            timeout: Seconds, or None for as long as the store takes to answer or to fail.
+            timeout: Seconds. None waits as long as the store takes what it is sent, and gives up
+                when it has not answered for a minute.
 
         Raises:
-            RecordError: If it is not; it says what is missing, which is kept: `flush` may be
-                called again.
+            RecordError: If it is not; it says what is missing and where that is kept. `flush` may
+                be called again, also after `close`.
         """
-        if not self._closed:
-            self._sender.flush(self._outbox, timeout)
+        self._session.flush(self._outbox, timeout)
 
-    def close(
-        self, status: RunStatus = "FINISHED", *, timeout: float | None = CLOSE_TIMEOUT
-    ) -> None:
-        """Flush, and end the run. Nothing can be recorded after it; closing again does nothing.
+    def close(self, status: RunStatus = "FINISHED", *, timeout: float | None = None) -> None:
+        """End the run, and flush. Nothing can be recorded after it; closing again does nothing.
 
         Args:
             status: MLflow's status of the run from now on.
             timeout: Seconds, as in `flush`.
 
         Raises:
-            RecordError: If not all is in the store; the recorder stays open, and `close` may be
-                called again.
+            RecordError: If not all is in the store. It is kept in the spool, the end of the run
+                too.
         """
         if self._closed:
             return
@@ -319,16 +380,14 @@ class MlflowRecorder:
             raise ValueError(
                 f"`status` must be 'FINISHED', 'FAILED' or 'KILLED', but got {status!r}."
             )
-        self._outbox.status = status
-        self._add_row = self._refuse
-        try:
-            self._sender.flush(self._outbox, timeout)
-        except BaseException:
-            self._add_row = self._outbox.rows.append
-            raise
+        self._put({"end": status, "ms": time.time_ns() // 1_000_000})
         self._closed = True
-        self._sender.close(self._outbox)
+        self._add_row = self._refuse
         _OPEN.pop(id(self), None)
+        try:
+            self.flush(timeout)
+        finally:
+            self._session.close(self._outbox)
 
     def _refuse(self, row: Any = None) -> None:
         raise RecordError(
@@ -344,19 +403,20 @@ class MlflowRecorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.close()
-            return
         try:
             self._close_after(error)
-        except RecordError as lost:
-            error.add_note(f"Its record is not complete either: {lost}")
+        except RecordError as incomplete:
+            if error is None:
+                # What was trained must not be lost to a server that is down: the record is kept.
+                _log.error("%s", incomplete)
+            else:
+                error.add_note(f"Its record is not complete either: {incomplete}")
 
-    def _close_after(self, error: BaseException) -> None:
+    def _close_after(self, error: BaseException | None) -> None:
         status = _status_after(error)
-        if status != "FINISHED":
+        if status != "FINISHED" and not self._closed:
             self.set_tags({"error": f"{type(error).__name__}: {error}"})
-        self.close(status)
+        self.close(status, timeout=INTERRUPT_TIMEOUT if status == "KILLED" else None)
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -373,20 +433,31 @@ _OPEN: dict[int, MlflowRecorder] = {}
 def _close_all() -> None:
     error = getattr(sys, "last_value", None)  # what ended the program, if it was an exception
     for recorder in list(_OPEN.values()):
-        if not recorder._sender.is_here:
+        if not recorder._session.is_here:
             continue  # a fork's copy
         try:
-            if error is None:
-                recorder.close()
-            else:
-                recorder._close_after(error)
-        except RecordError as lost:
-            print(f"lrfinder: {lost}", file=sys.stderr)
+            recorder._close_after(error)
+        except RecordError as incomplete:
+            _log.error("%s", incomplete)
 
 
-def _status_after(error: BaseException) -> RunStatus:
-    if isinstance(error, KeyboardInterrupt):
-        return "KILLED"
-    if isinstance(error, SystemExit) and error.code in (None, 0):
+def _status_after(error: BaseException | None) -> RunStatus:
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED"
-    return "FAILED"
+    return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
+def _new_header(
+    uri: str, run_name: str | None, tags: dict[str, str], parent: str | None
+) -> Header:
+    """The start of a spool, with what MLflow itself says of this process."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    links = {} if parent is None else {"lrfinder.parent": parent}
+    return Header(
+        tracking_uri=uri,
+        key=uuid.uuid4().hex,
+        run_name=run_name,
+        tags=resolve_tags(tags | links),
+        start=time.time_ns() // 1_000_000,
+    )

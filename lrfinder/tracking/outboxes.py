@@ -1,125 +1,129 @@
-"""Outboxes: what a run has recorded and its store has not acknowledged.
-
-Values come in from the training's thread, as cheaply as can be, and go out in the sender's.
-"""
+"""Outboxes: what a run is told, on its way from the training's thread into its spool."""
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lrfinder.tracking.names import cut
+from lrfinder.delivering.spools import LINE_METRICS, Entry, Journal, Spool
 
-WARN_METRICS = 300_000  # that wait for their store, from which the log says so
 MAX_STEP = 2**63
 
 Row: TypeAlias = tuple[int, int, Sequence[str], list[Any]]  # milliseconds, step, keys, values
-Settled: TypeAlias = tuple[str, float, int, int]  # key, value, milliseconds, step
-
-_log = logging.getLogger("lrfinder")
 
 
 class Outbox:
-    """What one run has recorded and its store has not acknowledged.
+    """What one run was told and its spool does not hold yet.
 
-    `rows` is written to by the training thread with `append`, which needs no lock. The other
-    fields are written under `lock`, and rows become metrics under it, so that whoever counts finds
-    each of them once; of tags, params and artifacts the newest value of a name is the one that is
-    sent.
+    `rows` is written to by the training's thread with `append`, which needs no lock. `write` may
+    be called from any thread.
 
     Args:
-        run_id: Of the run, in the sender's store.
+        spool: Of the run.
     """
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
-        self.lock = threading.Lock()
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
         self.rows: deque[Row] = deque()
-        self.metrics: deque[Settled] = deque()
-        self.params: dict[str, str] = {}
-        self.tags: dict[str, str] = {}
-        self.artifacts: dict[str, bytes] = {}
-        self.status: str | None = None  # set when the run is to end
-        self.error: Exception | None = None  # what kept the last sending from being complete
-        self.nonfinite: set[str] = set()  # keys of which a tag says so already
-        self.lost: Exception | None = None  # the device broke before its values could be read
-        self.warned = False
+        self.unreadable: Exception | None = None  # the device broke before its values were read
+        self._journal = Journal(spool)
+        self._others: deque[Entry | tuple[str, bytes]] = deque()  # entries, artifacts
+        self._nonfinite: set[str] = set()  # keys of which a tag says so already
+        self._lock = threading.Lock()
 
-    def put(self, field: str, values: dict[str, Any]) -> None:
-        """Add to `params`, `tags` or `artifacts`."""
-        with self.lock:
-            getattr(self, field).update(values)
+    def put(self, entry: Entry) -> None:
+        """Params, tags, inputs, or the run's end."""
+        self._others.append(entry)
 
-    def taken(self, field: str) -> dict[str, Any]:
-        """A copy of `params`, `tags` or `artifacts`, to be sent."""
-        with self.lock:
-            return dict(getattr(self, field))
+    def put_artifact(self, name: str, data: bytes) -> None:
+        """An artifact."""
+        self._others.append((name, data))
 
-    def acknowledge(self, field: str, sent: Mapping[str, Any]) -> None:
-        """Take out what the store has, but for values that were replaced in the meantime."""
-        with self.lock:
-            waiting = getattr(self, field)
-            for key, value in sent.items():
-                if waiting.get(key) is value:
-                    del waiting[key]
+    def write(self) -> None:
+        """Write all that is there now into the spool; what cannot be written stays.
 
-    def left(self, *, but_end: bool = False) -> str:
-        """What is not in the store, in words; empty when all of it is."""
-        with self.lock:
-            settled, rows = list(self.metrics), list(self.rows)
-        metrics = len(settled) + sum(len(row[2]) for row in rows)
-        steps = [metric[3] for metric in settled] + [row[1] for row in rows]
-        parts = [f"{metrics} metrics (steps {min(steps)} to {max(steps)})"] if metrics else []
-        for name in ("params", "tags", "artifacts"):
-            if keys := list(getattr(self, name)):
-                parts.append(f"{name} {cut(', '.join(keys), 200)}")
-        if self.status is not None and not but_end:
-            parts.append(f"its end ({self.status})")
-        return "; ".join(parts)
+        Raises:
+            OSError: If the spool cannot be written.
+        """
+        with self._lock:
+            rows = list(self.rows)
+            self._fetch(rows)
+            self._note_nonfinite(rows)
+            others = list(self._others)
+            if not rows and not others:
+                return
+            self._journal.append([*_blocks(rows), *map(self._entry, others)])
+            for _ in rows:
+                self.rows.popleft()
+            for _ in others:
+                self._others.popleft()
 
-    # -- in the sender's thread -------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Rows with tensors become metrics with numbers, by one copy for each device and dtype."""
+    def in_memory(self) -> str:
+        """What the spool does not hold yet, in words."""
         rows = list(self.rows)
+        steps = [row[1] for row in rows]
+        metrics = sum(len(row[2]) for row in rows)
+        parts = [f"{metrics} metrics (steps {min(steps)} to {max(steps)})"] if rows else []
+        if self._others:
+            parts.append(f"{len(self._others)} other entries")
+        return " and ".join(parts)
+
+    def close(self) -> None:
+        """Write no more."""
+        self._journal.close()
+
+    def _entry(self, item: Entry | tuple[str, bytes]) -> Entry:
+        if isinstance(item, dict):
+            return item
+        name, data = item
+        path = self._journal.new_file(name)
+        path.write_bytes(data)
+        return {"artifact": name, "file": str(path.relative_to(self.spool.path))}
+
+    def _fetch(self, rows: list[Row]) -> None:
         try:
             _fetch(rows)
         except Exception as error:
-            # The device is lost with what was computed there; the rest of these rows is not.
+            # A device that failed ends the training soon; what was read before is still recorded.
+            self.unreadable = error
             for _, _, _, values in rows:
-                values[:] = [math.nan if isinstance(value, Tensor) else value for value in values]
-            self.lost = error
-        settled: list[Settled] = []
-        for milliseconds, step, keys, values in rows:
-            for key, value in zip(keys, values, strict=True):
-                if not math.isfinite(value):
-                    self._note_nonfinite(key, value, step)
-                    value = math.nan  # of an infinity MLflow makes 1.8e308: no chart shows that
-                settled.append((key, value, milliseconds, step))
-        with self.lock:
-            self.metrics.extend(settled)
-            for _ in rows:
-                self.rows.popleft()
-        if len(self.metrics) > WARN_METRICS and not self.warned:
-            self.warned = True
-            _log.warning(
-                "%d metrics of run %s wait in memory for their store: %s",
-                len(self.metrics),
-                self.run_id,
-                self.error,
-            )
+                values[:] = [math.nan if isinstance(v, Tensor) else v for v in values]
 
-    def _note_nonfinite(self, key: str, value: float, step: int) -> None:
-        if key not in self.nonfinite:
-            self.nonfinite.add(key)
-            self.put("tags", {f"{key}.nonfinite": f"first at step {step}: {value}"})
+    def _note_nonfinite(self, rows: list[Row]) -> None:
+        """NaN in the place of an infinity, of which MLflow makes 1.8e308: no chart shows that."""
+        tags: dict[str, str] = {}
+        for _, step, keys, values in rows:
+            if all(map(math.isfinite, values)):
+                continue
+            for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+                if not math.isfinite(value):
+                    if key not in self._nonfinite:
+                        self._nonfinite.add(key)
+                        tags[f"{key}.nonfinite"] = f"first at step {step}: {value}"
+                    values[i] = math.nan
+        if tags:
+            self._others.appendleft({"tags": tags})  # before the run's end
+
+
+def _blocks(rows: list[Row]) -> Iterator[Entry]:
+    """Rows as lines of the journal: rows of the same keys in one, as many as fit a request."""
+    start = 0
+    while start < len(rows):
+        keys = rows[start][2]
+        stop, most = start, start + max(1, LINE_METRICS // max(1, len(keys)))
+        while stop < min(most, len(rows)) and rows[stop][2] == keys:
+            stop += 1
+        block = [
+            [milliseconds, step, *values] for milliseconds, step, _, values in rows[start:stop]
+        ]
+        yield {"keys": list(keys), "rows": block}
+        start = stop
 
 
 def scalar_now(value: Any) -> float | Tensor:

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from lrfinder.comparing import Comparison, compare
 from lrfinder.comparing.histories import RecordedRun
+from lrfinder.delivering.stores import RecordError
 from lrfinder.tracking import MlflowRecorder
-from lrfinder.tracking.stores import RecordError
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import sqlite3
 import tempfile
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 REACH_TIMEOUT = 5.0  # seconds until a server must have answered
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LOCK_TIMEOUT = 120.0  # seconds for another process to make the tables of a fresh database
 
 
 class RecordError(RuntimeError):
     """A record is not, or cannot be, in its store; the message says what is missing."""
+
+
+class StoreAwayError(RecordError):
+    """A store does not answer now: its server is down, restarts or hangs. It may be back later."""
 
 
 # -- opening --------------------------------------------------------------------------------------
@@ -41,12 +47,12 @@ def open_store(tracking_uri: str | None = None, *, create: bool = True) -> Mlflo
         create: Make a SQLite file where there is none; False for those who only read.
 
     Raises:
-        RecordError: If the store cannot be opened, within seconds.
+        StoreAwayError: If it does not answer; within seconds.
+        RecordError: If it cannot be opened.
     """
-    import mlflow
     from mlflow import MlflowClient
 
-    uri = mlflow.get_tracking_uri() if tracking_uri is None else str(tracking_uri)
+    uri = store_uri(tracking_uri)
     check_store(uri, create=create)
     try:
         with _first_use_lock(uri):
@@ -55,19 +61,39 @@ def open_store(tracking_uri: str | None = None, *, create: bool = True) -> Mlflo
         raise _unusable(uri, error) from error
 
 
+def store_uri(tracking_uri: str | None) -> str:
+    """A store's URI that means the same in every folder; None for MLflow's own.
+
+    Example:
+        >>> store_uri("sqlite:////data/mlflow.db")
+        'sqlite:////data/mlflow.db'
+    """
+    if tracking_uri is None:
+        import mlflow
+
+        tracking_uri = mlflow.get_tracking_uri()
+    uri, prefix = str(tracking_uri), "sqlite:///"
+    if uri.startswith(prefix) and uri[len(prefix) : len(prefix) + 1] not in ("", "/", ":"):
+        return prefix + os.path.abspath(uri.removeprefix(prefix))
+    return uri
+
+
 def check_store(uri: str, *, create: bool = True) -> None:
     """See that a store answers, and with `create` can be written to, before MLflow waits for it.
 
     Raises:
-        RecordError: If it cannot.
+        StoreAwayError: If nobody answers at a host that exists.
+        RecordError: If it cannot be used.
     """
     scheme = urlsplit(uri).scheme
     try:
         if scheme.startswith("sqlite"):
             _check_sqlite(uri, create=create)
         elif scheme in ("http", "https"):
+            _check_host(uri)
             _check_server(uri)
         elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+            _check_host(uri)
             _check_database(uri, scheme)
     except RecordError:
         raise
@@ -103,13 +129,40 @@ def _check_sqlite(uri: str, *, create: bool) -> None:
             connection.execute("ROLLBACK")
 
 
+def _check_host(uri: str) -> None:
+    """A host without an address is a wrong URI; one where nobody answers may be back later."""
+    parts = urlsplit(uri)
+    host = parts.hostname
+    if host is None:
+        return  # a database on a socket of this machine
+    port = parts.port or _PORTS.get(parts.scheme.split("+")[0])
+    try:
+        socket.create_connection((host, port or 0), timeout=REACH_TIMEOUT).close()
+    except socket.gaierror as error:
+        raise _unusable(uri, error) from error
+    except OSError as error:
+        if port is not None and not _is_proxied(parts.scheme, host):
+            raise _away(uri, error) from error
+
+
+def _is_proxied(scheme: str, host: str) -> bool:
+    """Whether requests go through a proxy, so that the host itself need not be reached."""
+    from urllib.request import getproxies, proxy_bypass
+
+    return scheme in getproxies() and not proxy_bypass(host)
+
+
 def _check_server(uri: str) -> None:
     import requests
 
     try:
-        requests.get(uri, timeout=REACH_TIMEOUT, stream=True).close()
+        with requests.get(uri, timeout=REACH_TIMEOUT, stream=True) as answer:
+            if answer.status_code in (502, 503, 504):  # of a proxy before a server that is down
+                raise _away(uri, RuntimeError(f"it answered HTTP {answer.status_code}."))
     except requests.exceptions.SSLError:
         return  # it answers; whether its certificate will do is for MLflow's own settings to say
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+        raise _away(uri, error) from error
 
 
 def _check_database(uri: str, scheme: str) -> None:
@@ -141,10 +194,15 @@ def _first_use_lock(uri: str) -> AbstractContextManager[Any]:
 
 def _unusable(uri: str, error: Exception) -> RecordError:
     return RecordError(
-        f"The MLflow store {_without_password(uri)!r} cannot be used: {first_line(error)} Give a "
+        f"The MLflow store {without_password(uri)!r} cannot be used: {first_line(error)} Give a "
         "`tracking_uri` (or MLFLOW_TRACKING_URI) that can be written to, for instance "
         "'sqlite:///mlflow.db', or start the server that it names."
     )
+
+
+def _away(uri: str, error: Exception) -> StoreAwayError:
+    reason = first_line(error).rstrip(".")
+    return StoreAwayError(f"The MLflow store {without_password(uri)!r} does not answer: {reason}.")
 
 
 def first_line(error: BaseException) -> str:
@@ -153,11 +211,18 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """A URI as it may be shown."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 # -- experiments and runs -------------------------------------------------------------------------
+
+
+def default_experiment() -> tuple[str | None, str | None]:
+    """Name or id of the experiment of MLflow's environment: one of them, else "Default"'s id."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    return name, None if name else os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
 
 
 def experiment_id(client: MlflowClient, name: str | None) -> str:
@@ -165,13 +230,15 @@ def experiment_id(client: MlflowClient, name: str | None) -> str:
 
     Args:
         client: Of the store.
-        name: None for the one of MLFLOW_EXPERIMENT_NAME or MLFLOW_EXPERIMENT_ID, else "Default".
+        name: None for the one of MLflow's environment.
     """
     from mlflow.exceptions import MlflowException
 
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") if name is None else name
     if name is None:
-        return os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+        name, known = default_experiment()
+        if known is not None:
+            return known
+        assert name is not None
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -211,21 +278,6 @@ def take_adoptable(tracking_uri: str | None) -> str | None:
     if tracking_uri is not None and tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
         return None  # that run lies in another store
     return os.environ.pop("MLFLOW_RUN_ID")
-
-
-def create_run(
-    client: MlflowClient,
-    experiment: str,
-    run_name: str | None,
-    tags: dict[str, str],
-    *,
-    parent: str | None,
-) -> Run:
-    """A new run in an experiment (its id), with MLflow's own tags and a link to its parent."""
-    from mlflow.tracking.context.registry import resolve_tags
-
-    links = {} if parent is None else {"mlflow.parentRunId": parent, "lrfinder.parent": parent}
-    return client.create_run(experiment, run_name=run_name, tags=resolve_tags(tags | links))
 
 
 def adoption_tags(

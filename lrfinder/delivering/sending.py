@@ -1,0 +1,312 @@
+"""Sending: what a spool holds goes to its MLflow store, in order, complete and once.
+
+A row carries the time at which it was recorded, and MLflow keeps one row for each (run, key, time,
+step, value): so sending again what may have arrived already is harmless, and the journal is
+counted as acknowledged only after the store has answered. All else is harmless to send again too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Header, Spool, find_spools
+from lrfinder.delivering.stores import (
+    RecordError,
+    StoreAwayError,
+    check_store,
+    experiment_id,
+    first_line,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BATCH_METRICS = 1000  # of one request: MLflow's own limits
+BATCH_OTHERS = 100
+
+# The tag of a run whose process ended without a word.
+LOST = (
+    "The process that recorded this run ended without closing it: it was killed, or it crashed. "
+    "The record goes up to a second before."
+)
+
+
+class BusyError(RecordError):
+    """Somebody else is delivering this session at the moment."""
+
+
+@contextlib.contextmanager
+def sending(session: Path, *, timeout: float = 0.0) -> Iterator[None]:
+    """In here nobody else delivers this session.
+
+    Raises:
+        BusyError: If somebody else still does after `timeout` seconds.
+    """
+    lock = FileLock(session / SENDING)
+    try:
+        lock.acquire(timeout=timeout, poll_interval=0.02)
+    except Timeout as error:
+        raise BusyError(f"Somebody else is sending {session} at the moment.") from error
+    except OSError as error:
+        if session.is_dir():
+            raise RecordError(f"{session} must be writable, but: {error}") from error
+        yield  # somebody else has delivered and removed it
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_recording(session: Path) -> bool:
+    """Whether the process that records this session lives: it holds a lock as long as it does."""
+    lock = FileLock(session / RECORDING)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
+class Courier:
+    """Delivers the spools of a session, one after the other, and keeps the stores' clients.
+
+    Args:
+        session: The folder.
+        tracking_uri: A store to deliver to in place of the one that the spools name.
+    """
+
+    def __init__(self, session: Path, *, tracking_uri: str | None = None) -> None:
+        self.session = session
+        self.tracking_uri = tracking_uri
+        self._clients: dict[str, MlflowClient] = {}
+
+    def deliver(self, *, may_end: Callable[[], bool]) -> dict[Path, Exception]:
+        """Send what all spools hold at the moment; one that fails does not keep the others.
+
+        Args:
+            may_end: Whether a run without an end is to be ended as killed, asked before each
+                spool is read: its process lives no more.
+
+        Returns:
+            What went wrong, for each spool with which something did.
+
+        Raises:
+            BusyError: If somebody else is delivering.
+        """
+        errors: dict[Path, Exception] = {}
+        with sending(self.session):
+            for spool in find_spools(self.session):
+                try:
+                    abandoned = may_end()
+                    _Delivery(spool, self._client(spool)).run(abandoned=abandoned)
+                except Exception as error:
+                    errors[spool.path] = error  # whoever asked says what is missing
+        return errors
+
+    def _client(self, spool: Spool) -> MlflowClient:
+        uri = self.tracking_uri or spool.header().tracking_uri
+        if uri in self._clients:
+            check_store(uri)  # MLflow itself would wait for minutes
+        else:
+            self._clients[uri] = open_store(uri)
+        return self._clients[uri]
+
+
+class _Delivery:
+    """One pass over a spool."""
+
+    def __init__(self, spool: Spool, client: MlflowClient) -> None:
+        self.spool = spool
+        self.client = client
+        self.state = spool.state()
+        self.run_id = ensure_run(spool, client)
+
+    def run(self, *, abandoned: bool) -> None:
+        """Send all that is there, and end the run where it has ended.
+
+        Raises:
+            RecordError: If the store refuses something, or an artifact cannot be kept.
+            Exception: Whatever MLflow raises for a request that failed.
+        """
+        end = self._journal()
+        errors = self._artifacts()
+        if errors:
+            raise errors[0]
+        if end is None and abandoned:
+            end = {"end": "KILLED", "ms": time.time_ns() // 1_000_000}
+            self.client.set_tag(self.run_id, "lrfinder.ending", LOST)
+        if end is not None:
+            self.client.set_terminated(self.run_id, end["end"], end_time=end["ms"])
+        if self.state.refused:
+            raise RecordError(f"refused by the store: {'; '.join(self.state.refused)}")
+        if end is not None:
+            self.spool.remove()
+
+    # -- metrics, params, tags --------------------------------------------------------------------
+
+    def _journal(self) -> Entry | None:
+        """Send the journal in batches; its last entry, if that is the run's end."""
+        batch, place = _Batch(), self.state.offset
+        for entry, offset in self.spool.entries(self.state.offset):
+            if "end" in entry:
+                self._acknowledge(batch, place)
+                return entry
+            if not batch.takes(entry):
+                self._acknowledge(batch, place)
+                batch = _Batch()
+            if "artifact" in entry:
+                self.state.waiting[entry["artifact"]] = entry["file"]
+            elif "damaged" in entry:
+                self.state.refused.append(f"{entry['damaged']} are damaged and were left out")
+            elif "inputs" in entry:
+                self._inputs(entry["inputs"])
+            else:
+                batch.add(entry)
+            place = offset
+        self._acknowledge(batch, place)
+        return None
+
+    def _acknowledge(self, batch: _Batch, offset: int) -> None:
+        if batch.entities:
+            self._send(batch.entities)
+        if offset != self.state.offset:
+            self.state.offset = offset
+            self.spool.save_state(self.state)
+
+    def _send(self, entities: list[Any]) -> None:
+        """One request; where the store refuses a part of it, that part is found by halving."""
+        try:
+            self._log_batch(entities)
+        except Exception as error:
+            if not self._is_refusal(error):
+                raise
+            if len(entities) == 1:
+                kind = type(entities[0]).__name__
+                self.state.refused.append(f"{kind} {entities[0].key} ({first_line(error)})")
+                return
+            half = len(entities) // 2
+            self._send(entities[:half])
+            self._send(entities[half:])
+
+    def _log_batch(self, entities: list[Any]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        parts: dict[str, Any] = {
+            name: [item for item in entities if isinstance(item, kind)]
+            for name, kind in (("metrics", Metric), ("params", Param), ("tags", RunTag))
+        }
+        self.client.log_batch(self.run_id, synchronous=True, **parts)
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Whether the store takes other things of this run, but never this one."""
+        if getattr(error, "error_code", None) not in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST"):
+            return False
+        return bool(self.client.get_run(self.run_id).info.lifecycle_stage == "active")
+
+    # -- data sets, artifacts ---------------------------------------------------------------------
+
+    def _inputs(self, inputs: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        for name, values in inputs.items():
+            tags = [InputTag("mlflow.data.context", values.pop("context"))]
+            self.client.log_inputs(self.run_id, [DatasetInput(Dataset(name=name, **values), tags)])
+
+    def _artifacts(self) -> list[Exception]:
+        errors = []
+        for name, file in list(self.state.waiting.items()):
+            path = self.spool.path / file
+            parent = Path(name).parent.as_posix()
+            try:
+                self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+            except Exception as error:
+                errors.append(error)
+                continue
+            del self.state.waiting[name]
+            self.spool.save_state(self.state)
+            path.unlink(missing_ok=True)
+        return errors
+
+
+class _Batch:
+    """What goes into one request."""
+
+    def __init__(self) -> None:
+        self.entities: list[Any] = []
+        self._metrics = 0
+        self._others = {"params": 0, "tags": 0}
+
+    def takes(self, entry: Entry) -> bool:
+        metrics = len(entry.get("rows", ())) * len(entry.get("keys", ()))
+        others = all(
+            count + len(entry.get(kind, ())) <= BATCH_OTHERS
+            for kind, count in self._others.items()
+        )
+        return not self.entities or (self._metrics + metrics <= BATCH_METRICS and others)
+
+    def add(self, entry: Entry) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        keys = entry.get("keys", ())
+        for milliseconds, step, *values in entry.get("rows", ()):
+            for key, value in zip(keys, values, strict=True):
+                self.entities.append(Metric(key, value, milliseconds, step))
+        self._metrics += len(entry.get("rows", ())) * len(keys)
+        for kind, make in (("params", Param), ("tags", RunTag)):
+            self.entities += [make(key, value) for key, value in entry.get(kind, {}).items()]
+            self._others[kind] += len(entry.get(kind, ()))
+
+
+# -- runs -----------------------------------------------------------------------------------------
+
+
+def ensure_run(spool: Spool, client: MlflowClient) -> str:
+    """The id of the spool's run, which is made if the store was away when its recorder was.
+
+    Raises:
+        RecordError: If its parent's run is still to be made.
+    """
+    header = spool.header()
+    if header.run_id is None:
+        if header.experiment_id is None:
+            header.experiment_id = experiment_id(client, header.experiment)
+        # An answer may have been lost on its way: the run is looked for before it is made.
+        found = _run_of(client, header.experiment_id, header.key)
+        if found is None:
+            found = create_run(client, header, {"lrfinder.spool": header.key}).info.run_id
+        header.run_id = found
+        spool.save_header(header)
+    return header.run_id
+
+
+def create_run(
+    client: MlflowClient, header: Header, more_tags: Mapping[str, str] | None = None
+) -> Run:
+    """A new run as the header says."""
+    assert header.experiment_id is not None
+    tags = {**header.tags, **(more_tags or {})}
+    if header.parent_key is not None:
+        parent = _run_of(client, header.experiment_id, header.parent_key)
+        if parent is None:
+            raise StoreAwayError("The run of the parent must be made before its children's.")
+        tags["lrfinder.parent"] = parent
+    return client.create_run(
+        header.experiment_id, start_time=header.start, run_name=header.run_name, tags=tags
+    )
+
+
+def _run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
+    found = client.search_runs([experiment], f"tags.`lrfinder.spool` = '{key}'", max_results=1)
+    return str(found[0].info.run_id) if found else None

@@ -1,0 +1,308 @@
+"""Sessions: one recorder and its children: the thread that writes their spools, and who delivers.
+
+The thread writes about twice a second, so that a kill loses less than a second. A process that
+follows delivers while the training goes on; it is started once the session has lasted for some
+seconds, since it takes as long to start. A flush delivers from here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+
+from lrfinder.delivering.following import remove_session, start_following
+from lrfinder.delivering.sending import Courier, is_recording
+from lrfinder.delivering.spools import RECORDING, Header, Spool, find_spools
+from lrfinder.delivering.stores import RecordError, first_line, is_final, without_password
+from lrfinder.tracking.outboxes import Outbox
+
+INTERVAL = 0.4  # seconds between two writings of the spools
+FOLLOW_AFTER = 2.0  # seconds; what is shorter is delivered at its end
+PATIENCE = 60.0  # seconds without an answer after which a flush without a timeout gives up
+
+_log = logging.getLogger("lrfinder")
+
+
+class Session:
+    """The spools of one recorder and its children, in a folder of their own.
+
+    Args:
+        folder: Where sessions lie; None for the default.
+
+    Raises:
+        RecordError: If the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.path = _new_session(folder)
+        self._lock = FileLock(self.path / RECORDING)
+        self._lock.acquire(timeout=0)
+        self._began = time.monotonic()
+        self._outboxes: list[Outbox] = []
+        self._changed = threading.Lock()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._courier = Courier(self.path)
+        self._delivering: _Delivering | None = None
+        self._follower: subprocess.Popen[bytes] | None = None
+        self._said: set[str] = set()
+        self._process = os.getpid()
+        self._number = 0
+        self.beats: list[Callable[[], None]] = []  # called before each writing
+
+    # -- spools -----------------------------------------------------------------------------------
+
+    def open(self, header: Header) -> Outbox:
+        """An outbox with a new spool, written from now on until `close`."""
+        with self._changed:
+            self._number += 1
+            try:
+                outbox = Outbox(Spool.create(self.path / str(self._number), header))
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+            self._outboxes.append(outbox)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="lrfinder-spool", daemon=True
+                )
+                self._thread.start()
+        return outbox
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process whose thread writes; a fork has none."""
+        return os.getpid() == self._process
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes more spools; it ends with its last recorder."""
+        return not self._ended.is_set()
+
+    def close(self, outbox: Outbox) -> None:
+        """Write it no more. With the last one the session ends."""
+        with self._changed:
+            self._outboxes.remove(outbox)
+            outbox.close()
+            if self._outboxes:
+                return
+        self.end()
+
+    def end(self) -> None:
+        """Stop writing, and leave what is not delivered to whoever delivers it later."""
+        self._ended.set()
+        self._lock.release()
+        if find_spools(self.path):
+            # The process that follows goes on, and waits for the store. It is nobody's to wait for.
+            if self._follower is not None:
+                self._follower.returncode = 0
+            return
+        if self._follower is not None:
+            self._follower.terminate()  # it has nothing more to do
+            self._follower.wait()
+        remove_session(self.path)
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._ended.wait(INTERVAL):
+            for beat in list(self.beats):
+                beat()
+            for outbox in list(self._outboxes):
+                try:
+                    outbox.write()
+                except OSError as error:
+                    self._say(
+                        f"The spool {outbox.spool.path} cannot be written: {error}. What is "
+                        "recorded is kept in memory, and lost if this process is killed. Make room."
+                    )
+            if self._follower is None and time.monotonic() - self._began > FOLLOW_AFTER:
+                self._follow()
+
+    def _follow(self) -> None:
+        try:
+            self._follower = start_following(self.path)
+        except OSError as error:
+            self._say(
+                f"No process could be started to send the record of {self.path}: {error}. "
+                "It is sent when it is flushed or closed."
+            )
+        self._began = time.monotonic() + 3600  # not again and again
+
+    def _say(self, message: str) -> None:
+        if message not in self._said:
+            self._said.add(message)
+            _log.warning(message)
+
+    # -- flushing ---------------------------------------------------------------------------------
+
+    def flush(self, outbox: Outbox, timeout: float | None) -> None:
+        """Wait until all that the outbox was told up to now has been acknowledged.
+
+        Raises:
+            RecordError: If it was not: after `timeout` seconds, or where that is None once the
+                store has not answered for a minute; at once if it refuses.
+        """
+        if not self.is_here:
+            raise RecordError(
+                f"A recorder belongs to the process that made it (here {self._process}), but "
+                f"process {os.getpid()} uses it. Make a recorder, or a `child`, in each process."
+            )
+        self._write(outbox)
+        policy = Retrying(
+            stop=_Patience(outbox.spool, timeout),
+            wait=wait_exponential(multiplier=0.1, max=1.0),
+            retry=retry_if_exception(lambda error: not is_final(error)),
+            reraise=True,
+        )
+        try:
+            policy(self._attempt, outbox, timeout, time.monotonic())
+        except Exception as error:
+            spool = outbox.spool
+            if left := spool.left() or ("its end" if spool.is_there and not self.is_open else ""):
+                raise _incomplete(spool, left, error) from error
+        if outbox.unreadable is not None:
+            lost, outbox.unreadable = outbox.unreadable, None
+            raise RecordError(
+                f"All that was recorded must be in the store, but values of {outbox.spool.path} "
+                f"could not be read from their device, and are NaN there: {lost}"
+            ) from lost
+
+    def _write(self, outbox: Outbox) -> None:
+        try:
+            outbox.write()
+        except OSError as error:
+            raise RecordError(
+                f"All that was recorded must be in the spool {outbox.spool.path}, but "
+                f"{outbox.in_memory()} are in the memory of this process alone: {error}. Make "
+                "room, and call `flush()` again."
+            ) from error
+
+    def _attempt(self, outbox: Outbox, timeout: float | None, began: float) -> None:
+        """One delivery, in a thread, since MLflow may wait for minutes for what does not answer."""
+        if self._delivering is None or not self._delivering.is_alive():
+            self._delivering = _Delivering(self._courier)
+            self._delivering.start()
+        delivering, patience = self._delivering, _Patience(outbox.spool, None)
+        while delivering.is_alive():
+            left = 1.0 if timeout is None else began + timeout - time.monotonic()
+            if left <= 0 or patience.is_over():
+                raise TimeoutError(f"no answer within {timeout or PATIENCE:g} s")
+            delivering.join(min(left, 1.0))
+        if delivering.failure is not None:
+            raise delivering.failure
+        if error := delivering.errors.get(outbox.spool.path):
+            raise error
+        if outbox.spool.left():
+            # Written after that delivery had passed by.
+            raise TimeoutError("the store has not answered yet")
+
+
+class _Delivering(threading.Thread):
+    """One delivery of all spools of a session."""
+
+    def __init__(self, courier: Courier) -> None:
+        super().__init__(name="lrfinder-courier", daemon=True)
+        self.errors: dict[Path, Exception] = {}
+        self.failure: Exception | None = None
+        self._courier = courier
+
+    def run(self) -> None:
+        try:
+            self.errors = self._courier.deliver(may_end=lambda: False)
+        except Exception as error:
+            self.failure = error  # a thread has nobody to raise to: `flush` raises it
+
+
+class _Patience:
+    """When waiting for a store ends: after a time, or a minute after its last answer."""
+
+    def __init__(self, spool: Spool, timeout: float | None) -> None:
+        self._spool = spool
+        self._timeout = timeout
+        self._seen: object = None
+        self._since = time.monotonic()
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        return self.is_over()
+
+    def is_over(self) -> bool:
+        if self._timeout is None:
+            state = self._spool.state()
+            seen = (state.offset, len(state.waiting))
+            if seen != self._seen:
+                self._seen, self._since = seen, time.monotonic()
+        limit = PATIENCE if self._timeout is None else self._timeout
+        return time.monotonic() - self._since >= limit
+
+
+# -- folders --------------------------------------------------------------------------------------
+
+
+def default_folder() -> Path:
+    """Where sessions lie: LRFINDER_SPOOL, else `lrfinder/spool` in the user's folder of states."""
+    import platformdirs
+
+    chosen = os.environ.get("LRFINDER_SPOOL")
+    return Path(chosen) if chosen else platformdirs.user_state_path("lrfinder") / "spool"
+
+
+def _new_session(folder: str | Path | None) -> Path:
+    root = Path(default_folder() if folder is None else folder).absolute()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _tell_of_others(root)
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        path = root / stamp
+        path.mkdir(mode=0o700)  # a store's URI may hold a password
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(b"can it be written")
+    except OSError as error:
+        raise _unwritable(root, error) from error
+    return path
+
+
+_told: set[Path] = set()
+
+
+def _tell_of_others(root: Path) -> None:
+    """Say once where records of earlier trainings still wait."""
+    if root in _told:
+        return
+    _told.add(root)
+    waiting = [
+        session for session in root.iterdir() if find_spools(session) and not is_recording(session)
+    ]
+    if waiting:
+        _log.warning(
+            "Records of %d earlier trainings are not in their store yet. `lrfinder sync %s` sends "
+            "them.",
+            len(waiting),
+            root,
+        )
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"The folder of the spool must be writable, but {str(path)!r} is not: {error}. Give "
+        "another one: `spool=...`, or the environment variable LRFINDER_SPOOL."
+    )
+
+
+def _incomplete(spool: Spool, left: str, error: Exception) -> RecordError:
+    header = spool.header()
+    reason = first_line(error).rstrip(".")
+    return RecordError(
+        f"All that was recorded must be in the store {without_password(header.tracking_uri)!r}, "
+        f"but of run {header.run_id or '(not made yet)'} there is not: {left}. Reason: {reason}. "
+        f"It is kept in {spool.path}: `lrfinder sync {spool.path}` sends it later."
+    )

