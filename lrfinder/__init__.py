@@ -57,7 +57,10 @@ _LAZY: dict[str, str] = {
     "range_test": "lrfinder.ranging",
     "NullRecorder": "lrfinder.tracking.recorders",
     "Recorder": "lrfinder.tracking.recorders",
+    "Synced": "lrfinder.delivering.syncing",
+    "sync": "lrfinder.delivering.syncing",
     "Report": "lrfinder.reporting",
+    "comparison_report": "lrfinder.reporting",
     "make_report": "lrfinder.reporting",
     "report_html": "lrfinder.reporting",
     "report_tables": "lrfinder.reporting",
@@ -78,10 +81,17 @@ if TYPE_CHECKING:
     from lrfinder.datasets import CropAndFlip, Standardize, TensorLoader
     from lrfinder.datasets.images import ImageData, image_folder
     from lrfinder.delivering.stores import RecordError
+    from lrfinder.delivering.syncing import Synced, sync
     from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
     from lrfinder.plotting import plot_lr_table, plot_range_test, plot_traces
     from lrfinder.ranging import RangeTest, range_test
-    from lrfinder.reporting import Report, make_report, report_html, report_tables
+    from lrfinder.reporting import (
+        Report,
+        comparison_report,
+        make_report,
+        report_html,
+        report_tables,
+    )
     from lrfinder.reporting.arms import Arm, ArmComparison, Measure
     from lrfinder.reporting.figures import arms_figure
     from lrfinder.searching import best_hparams, search
@@ -117,6 +127,7 @@ __all__ = [
     "StepOptions",
     "StopTraining",
     "Suggestion",
+    "Synced",
     "Task",
     "TensorLoader",
     "Trace",
@@ -125,6 +136,7 @@ __all__ = [
     "best_hparams",
     "build_scheduler",
     "compare",
+    "comparison_report",
     "describe",
     "evaluate",
     "given_options",
@@ -151,6 +163,7 @@ __all__ = [
     "seed_everything",
     "set_learning_rate",
     "supervised",
+    "sync",
     "train",
     "train_seeds",
     "train_task",

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lrfinder.commands import main, options, run_command
-from lrfinder.commands.running import absolute_uri
+from lrfinder.delivering.stores import store_uri
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["main", "range_test", "train", "search", "compare"]
@@ -92,7 +92,7 @@ def runs(client: MlflowClient) -> list[Run]:
 
 
 def parent(client: MlflowClient) -> Run:
-    return next(run for run in runs(client) if "mlflow.parentRunId" not in run.data.tags)
+    return next(run for run in runs(client) if "lrfinder.parent" not in run.data.tags)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_main_tells_the_whole_story(
     output = capsys.readouterr().out
     run = parent(place)
     assert run.info.status == "FINISHED"
-    children = [r for r in runs(place) if r.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+    children = [r for r in runs(place) if r.data.tags.get("lrfinder.parent") == run.info.run_id]
     assert all(child.info.status == "FINISHED" for child in children)
     arms = {r.data.tags["lrfinder.arm"] for r in children if "lrfinder.arm" in r.data.tags}
     assert {
@@ -249,7 +249,7 @@ def test_each_experiment_shows_the_options_of_its_command_alone(name: str) -> No
 def test_the_program_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for name in [*COMMANDS, "setup"]:
+    for name in [*COMMANDS, "sync", "setup"]:
         assert name in shown
     assert main(["--version"]) == 0
     assert re.match(r"lrfinder \d+\.\d+\.\d+", capsys.readouterr().out)
@@ -424,5 +424,5 @@ def test_a_schedule_may_be_any_spec_in_json() -> None:
 
 def test_a_relative_store_is_told_as_an_absolute_one(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert absolute_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
-    assert absolute_uri("http://127.0.0.1:5000") == "http://127.0.0.1:5000"
+    assert store_uri("sqlite:///mlflow.db") == f"sqlite:///{tmp_path}/mlflow.db"
+    assert store_uri("http://127.0.0.1:5000") == "http://127.0.0.1:5000"

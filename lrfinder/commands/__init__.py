@@ -20,6 +20,7 @@ from lrfinder.commands.range_testing import range_test
 from lrfinder.commands.running import DEBUG
 from lrfinder.commands.searching import search
 from lrfinder.commands.story import story
+from lrfinder.commands.syncing import sync
 from lrfinder.commands.training import train
 
 __all__ = ["app", "main", "run_command"]
@@ -59,6 +60,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "search": search,
     "compare": compare,
+    "sync": sync,
     "setup": setup,
 }
 for _name, _function in _COMMANDS.items():

@@ -25,12 +25,22 @@ def compare(
             "By default the newest that have the metric."
         ),
     ] = None,
+    study: Annotated[
+        str | None, typer.Option(help="In place of runs: the best trials of a study.")
+    ] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(help="What every run must satisfy too, as \"params.`cfg/seed` = '0'\"."),
+    ] = None,
     metric: Annotated[str, typer.Option(help="What they are compared by.")] = "val/loss",
     output: Annotated[
-        str, typer.Option(help="The figure's file: learning rates and losses of all runs.")
-    ] = "comparison.png",
+        str,
+        typer.Option(
+            help="compare.html: figure and tables in one page; another suffix: the figure alone."
+        ),
+    ] = "compare.html",
 ) -> None:
-    """Compare runs: a table, and their learning rates and losses in one figure."""
+    """Compare runs: learning rates and losses in one figure, and a table, here and as a page."""
     names = None if runs is None else [name.strip() for name in runs.split(",") if name.strip()]
     path = Path(output)
     if not path.parent.is_dir():
@@ -43,12 +53,21 @@ def compare(
         comparison = lrfinder.compare(
             names,
             experiment=experiment,
+            study=study,
+            filter=filter,
             metric=metric,
             direction=lrfinder.Measure.named(metric).direction or "minimize",
         )
+        report = lrfinder.comparison_report(comparison)
+        page = lrfinder.report_html(report)
         figure = comparison.plot()[0].figure
-        figure.savefig(path)
+        if path.suffix == ".html":
+            path.write_text(page, encoding="utf-8")
+        else:
+            figure.savefig(path)
         recorder.log_figure(figure, "comparison.png")
+        recorder.log_text(page, "compare.html")
     screen = console()
-    screen.print(comparison.table())
-    screen.print(f"The figure is {path.resolve()}.", markup=False, soft_wrap=True)
+    for table in lrfinder.report_tables(report):
+        screen.print(table)
+    screen.print(f"It is in {path.resolve()}.", markup=False, soft_wrap=True)

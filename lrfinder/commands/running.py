@@ -127,22 +127,13 @@ def _bar() -> Progress:
 
 
 def ui_hint(recorder: Any) -> str:
-    """The command that opens MLflow's pages on a run, and the page's address."""
-    uri = str(recorder.tracking_uri)
-    page = f"#/experiments/{recorder.experiment_id}/runs/{recorder.run_id}"
-    if uri.startswith(("http://", "https://")):
-        return f"{uri.rstrip('/')}/{page}"
-    return f"mlflow ui --backend-store-uri {absolute_uri(uri)}\nthen http://127.0.0.1:5000/{page}"
-
-
-def absolute_uri(uri: str) -> str:
-    """A store's URI that means the same in every folder.
-
-    Example:
-        >>> absolute_uri("sqlite:////data/mlflow.db")
-        'sqlite:////data/mlflow.db'
-    """
-    prefix = "sqlite:///"
-    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        return prefix + os.path.abspath(uri.removeprefix(prefix))
-    return uri
+    """The command that opens MLflow's pages on a run, and the addresses of those that matter."""
+    uri, run_id = str(recorder.tracking_uri), recorder.run_id
+    if run_id is None:
+        return f"{uri} has not answered; the record waits in {recorder.spool}"
+    page = f"#/experiments/{recorder.experiment_id}/runs/{run_id}"
+    is_server = uri.startswith(("http://", "https://"))
+    lines = [f"{uri.rstrip('/')}/{page}"] if is_server else [
+        f"mlflow ui --backend-store-uri {uri}", f"then http://127.0.0.1:5000/{page}"
+    ]  # fmt: skip
+    return "\n".join([*lines, *(f"{title}: {link}" for title, link in recorder.links.items())])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrfinder.comparing.histories import Curve, RecordedRun, read_runs
+from lrfinder.comparing.variants import SEEDS, Variant, find_variants, mean_and_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +94,49 @@ class Comparison:
             )
         return pd.DataFrame(rows).astype({"best_step": "Int64"})
 
+    @property
+    def variants(self) -> list[Variant]:
+        """Runs that differ in their seed alone, taken together."""
+        return find_variants(self.runs)
+
+    def summary(self) -> pd.DataFrame:
+        """One row for each variant: what differs, and mean and spread over its seeds.
+
+        Columns: variant, the hparams that differ (without the seed), runs, diverged (runs without a
+        finite last value), and `final`, `final_sd`, `best`, `best_sd`: means and standard
+        deviations over the runs with a finite value.
+        """
+        import pandas as pd
+
+        rows = []
+        for variant in self.variants:
+            finals = [self.final(run) for run in variant.runs]
+            final, final_sd = mean_and_spread(finals)
+            best, best_sd = mean_and_spread([self.best(run)[0] for run in variant.runs])
+            hparams = variant.runs[0].hparams
+            rows.append(
+                {
+                    "variant": variant.name,
+                    **{name: _number(hparams.get(name)) for name in self.differing_but_seed},
+                    "runs": len(finals),
+                    "diverged": sum(not math.isfinite(value) for value in finals),
+                    "final": final,
+                    "final_sd": final_sd,
+                    "best": best,
+                    "best_sd": best_sd,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    @property
+    def differing_but_seed(self) -> list[str]:
+        """The hparams that make the variants."""
+        return [
+            name
+            for name in self.differing
+            if name not in SEEDS and len({v.runs[0].hparams.get(name) for v in self.variants}) > 1
+        ]
+
     def table(self) -> Table:
         """The frame as a rich table; the best run is marked with `*`."""
         from rich.table import Table
@@ -116,7 +160,9 @@ class Comparison:
     def plot(self, axes: Sequence[Axes] | None = None) -> NDArray[Any]:
         """LR trajectories above, losses below, on one axis of optimizer steps. Shows nothing.
 
-        A colour is a run, a line style is a param group. Below, the thin lines are `train/loss`.
+        A colour is a variant, a line style is a param group. Runs that differ in their seed alone
+        are drawn as their mean and a band from the lowest to the highest. Below, the thin lines
+        are `train/loss`.
 
         Args:
             axes: Two Axes to draw on; None for those of a new figure.
@@ -132,8 +178,9 @@ class Comparison:
         else:
             pair = np.empty(2, dtype=object)
             pair[:] = list(axes)
-        _plot_lrs(pair[0], self.runs)
-        _plot_losses(pair[1], self.runs, self.metric)
+        variants = self.variants
+        _plot_lrs(pair[0], variants)
+        _plot_losses(pair[1], variants, self.metric)
         return np.asarray(pair)
 
 
@@ -144,6 +191,7 @@ def compare(
     runs: str | Iterable[str] | None = None,
     *,
     experiment: str | None = None,
+    study: str | None = None,
     metric: str = "val/loss",
     direction: Direction = "minimize",
     filter: str | None = None,
@@ -156,6 +204,8 @@ def compare(
             all runs of that name. None for the 12 newest runs of the experiment with the metric.
         experiment: The name of the experiment in which names are looked for; None for the one of
             MLflow's environment, else "Default".
+        study: The name of a study of `lrfinder.search`: its trials in that experiment, the
+            12 best of them.
         metric: What they are compared by.
         direction: Whether it is better low ("minimize") or high ("maximize").
         filter: An expression of MLflow's search which every run must satisfy too, as
@@ -169,7 +219,13 @@ def compare(
     if direction not in ("minimize", "maximize"):
         raise ValueError(f"`direction` must be 'minimize' or 'maximize', but got {direction!r}.")
     read = read_runs(
-        runs, experiment=experiment, metric=metric, filter=filter, tracking_uri=tracking_uri
+        runs,
+        experiment=experiment,
+        study=study,
+        metric=metric,
+        direction=direction,
+        filter=filter,
+        tracking_uri=tracking_uri,
     )
     return Comparison(runs=read, metric=metric, direction=direction)
 
@@ -197,23 +253,40 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 4}
 
 
-def _labels(runs: Sequence[RecordedRun]) -> list[str]:
-    """The runs' names, with the start of the id where two have the same."""
-    names = [run.name for run in runs]
-    return [
-        run.name if names.count(run.name) == 1 else f"{run.name} ({run.run_id[:6]})"
-        for run in runs
-    ]
+def _labels(variants: Sequence[Variant]) -> list[str]:
+    """The variants' names, with how many runs they have, or the start of the id where two are equal."""
+    names = [variant.name for variant in variants]
+    labels = []
+    for variant in variants:
+        if len(variant.runs) > 1:
+            labels.append(f"{variant.name}, {len(variant.runs)} runs")
+        elif names.count(variant.name) > 1:
+            labels.append(f"{variant.name} ({variant.runs[0].run_id[:6]})")
+        else:
+            labels.append(variant.name)
+    return labels
 
 
-def _plot_lrs(axes: Axes, runs: Sequence[RecordedRun]) -> None:
+def _draw(axes: Axes, variant: Variant, metric: str, **style: Any) -> None:
+    """One curve, or the mean of several and a band from the lowest to the highest."""
+    found = variant.band(metric)
+    if found is None:
+        return
+    steps, (mean, low, high) = found
+    axes.plot(steps, mean, **style)
+    if len(variant.runs) > 1:
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _plot_lrs(axes: Axes, variants: Sequence[Variant]) -> None:
     from matplotlib.lines import Line2D
 
+    runs = [run for variant in variants for run in variant.runs]
     groups = list(dict.fromkeys(group for run in runs for group in run.lrs))
-    for index, run in enumerate(runs):
-        for group, (steps, lrs) in run.lrs.items():
+    for index, variant in enumerate(variants):
+        for group in variant.runs[0].lrs:
             line = GROUP_LINES[groups.index(group) % len(GROUP_LINES)]
-            axes.plot(steps, lrs, linestyle=line, markevery=0.1, **_style(index))
+            _draw(axes, variant, f"lr/{group}", linestyle=line, markevery=0.1, **_style(index))
     if any(np.any(lrs > 0) for run in runs for _, lrs in run.lrs.values()):
         axes.set_yscale("log")  # an LR of 0 is a gap in it
     axes.set_ylabel("learning rate")
@@ -223,18 +296,17 @@ def _plot_lrs(axes: Axes, runs: Sequence[RecordedRun]) -> None:
         axes.legend(handles, groups, title="param group", fontsize="small")
 
 
-def _plot_losses(axes: Axes, runs: Sequence[RecordedRun], metric: str) -> None:
+def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
     from matplotlib.lines import Line2D
 
-    for index, run in enumerate(runs):
+    for index, variant in enumerate(variants):
         style = _style(index)
-        if metric != "train/loss" and "train/loss" in run.curves:
-            axes.plot(*run.curves["train/loss"], color=style["color"], linewidth=0.6, alpha=0.35)
-        if metric in run.curves:
-            if len(run.curves[metric][0]) < 3:
-                style["marker"] = "o"  # a line of one point cannot be seen
-            axes.plot(*run.curves[metric], linewidth=1.8, markevery=0.1, **style)
+        if metric != "train/loss":
+            _draw(axes, variant, "train/loss", color=style["color"], linewidth=0.6, alpha=0.35)
+        if any(len(run.curves.get(metric, _NO_CURVE)[0]) < 3 for run in variant.runs):
+            style["marker"] = "o"  # a line of one point cannot be seen
+        _draw(axes, variant, metric, linewidth=1.8, markevery=0.1, **style)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(metric if metric == "train/loss" else f"{metric} (thin: train/loss)")
-    handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(runs))]
-    axes.legend(handles, _labels(runs), fontsize="small")
+    handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(variants))]
+    axes.legend(handles, _labels(variants), fontsize="small")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -62,7 +63,9 @@ def read_runs(
     runs: str | Iterable[str] | None,
     *,
     experiment: str | None,
+    study: str | None,
     metric: str,
+    direction: str,
     filter: str | None,
     tracking_uri: str | None,
 ) -> tuple[RecordedRun, ...]:
@@ -76,7 +79,13 @@ def read_runs(
     """
     client = open_store(tracking_uri, create=False)
     try:
-        found = _Finder(client, experiment, filter).find(runs, metric)
+        finder = _Finder(client, experiment, filter)
+        if study is None:
+            found = finder.find(runs, metric)
+        elif runs is None:
+            found = finder.of_study(study, metric, maximize=direction == "maximize")
+        else:
+            raise ValueError("`runs` or `study` must be given alone, but got both.")
         if not any(metric in run.data.metrics for run in found):
             there = sorted({name for run in found for name in run.data.metrics})
             raise ValueError(
@@ -126,6 +135,24 @@ class _Finder:
             found += self._by_id(name) or self._by_name(name)
         return list({run.info.run_id: run for run in found}.values())
 
+    def of_study(self, study: str, metric: str, *, maximize: bool) -> list[Run]:
+        """The best trials of a study, by the metric's last value."""
+        quote = '"' if "'" in study else "'"
+        condition = f"tags.`optuna.study_name` = {quote}{study}{quote}"
+        found = self._search([self.where], condition)
+        trials = [run for run in found if "optuna.trial_number" in run.data.tags]
+        if not trials:
+            raise ValueError(
+                f"`study` must be the name of a study with trials in experiment {self._name()!r}, "
+                f"but got {study!r}. {self._experiments()}"
+            )
+
+        def rank(run: Run) -> float:
+            value = float(run.data.metrics.get(metric, math.nan))
+            return math.inf if math.isnan(value) else (-value if maximize else value)
+
+        return sorted(trials, key=rank)[:LIMIT]
+
     def _newest(self, metric: str) -> list[Run]:
         found = self._search([self.where])
         with_metric = [run for run in found if metric in run.data.metrics]
@@ -149,7 +176,9 @@ class _Finder:
             if is_final(error):
                 return []
             raise
-        children = self._search(where, f"tags.`mlflow.parentRunId` = '{run_id}'")
+        children = self._search(where, f"tags.`lrfinder.parent` = '{run_id}'")
+        if not children:  # of somebody else's record
+            children = self._search(where, f"tags.`mlflow.parentRunId` = '{run_id}'")
         return children[::-1] or self._search(where, f"attributes.run_id = '{run_id}'")
 
     def _by_name(self, name: str) -> list[Run]:

@@ -50,16 +50,19 @@ def sending(session: Path, *, timeout: float = 0.0) -> Iterator[None]:
     Raises:
         BusyError: If somebody else still does after `timeout` seconds.
     """
+    if not session.is_dir():
+        yield  # somebody else has delivered and removed it; the lock would make the folder again
+        return
     lock = FileLock(session / SENDING)
     try:
         lock.acquire(timeout=timeout, poll_interval=0.02)
     except Timeout as error:
         raise BusyError(f"Somebody else is sending {session} at the moment.") from error
-    except OSError as error:
-        if session.is_dir():
-            raise RecordError(f"{session} must be writable, but: {error}") from error
-        yield  # somebody else has delivered and removed it
+    except FileNotFoundError:
+        yield  # it was removed while this waited
         return
+    except OSError as error:
+        raise RecordError(f"{session} must be writable, but: {error}") from error
     try:
         yield
     finally:
@@ -68,12 +71,14 @@ def sending(session: Path, *, timeout: float = 0.0) -> Iterator[None]:
 
 def is_recording(session: Path) -> bool:
     """Whether the process that records this session lives: it holds a lock as long as it does."""
+    if not session.is_dir():
+        return False
     lock = FileLock(session / RECORDING)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:
+    except FileNotFoundError:
         return False
     lock.release()
     return False
@@ -92,12 +97,13 @@ class Courier:
         self.tracking_uri = tracking_uri
         self._clients: dict[str, MlflowClient] = {}
 
-    def deliver(self, *, may_end: Callable[[], bool]) -> dict[Path, Exception]:
+    def deliver(self, *, may_end: Callable[[], bool], wait: float = 0.0) -> dict[Path, Exception]:
         """Send what all spools hold at the moment; one that fails does not keep the others.
 
         Args:
             may_end: Whether a run without an end is to be ended as killed, asked before each
                 spool is read: its process lives no more.
+            wait: Seconds for somebody else who is delivering.
 
         Returns:
             What went wrong, for each spool with which something did.
@@ -106,7 +112,7 @@ class Courier:
             BusyError: If somebody else is delivering.
         """
         errors: dict[Path, Exception] = {}
-        with sending(self.session):
+        with sending(self.session, timeout=wait):
             for spool in find_spools(self.session):
                 try:
                     abandoned = may_end()
@@ -283,7 +289,7 @@ def ensure_run(spool: Spool, client: MlflowClient) -> str:
         if header.experiment_id is None:
             header.experiment_id = experiment_id(client, header.experiment)
         # An answer may have been lost on its way: the run is looked for before it is made.
-        found = _run_of(client, header.experiment_id, header.key)
+        found = run_of(client, header.experiment_id, header.key)
         if found is None:
             found = create_run(client, header, {"lrfinder.spool": header.key}).info.run_id
         header.run_id = found
@@ -298,7 +304,7 @@ def create_run(
     assert header.experiment_id is not None
     tags = {**header.tags, **(more_tags or {})}
     if header.parent_key is not None:
-        parent = _run_of(client, header.experiment_id, header.parent_key)
+        parent = run_of(client, header.experiment_id, header.parent_key)
         if parent is None:
             raise StoreAwayError("The run of the parent must be made before its children's.")
         tags["lrfinder.parent"] = parent
@@ -307,6 +313,7 @@ def create_run(
     )
 
 
-def _run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
+def run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
+    """The id of the run that was made later for the spool of this key."""
     found = client.search_runs([experiment], f"tags.`lrfinder.spool` = '{key}'", max_results=1)
     return str(found[0].info.run_id) if found else None

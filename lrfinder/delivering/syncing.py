@@ -10,6 +10,8 @@ from lrfinder.delivering.sending import BusyError, Courier, is_recording
 from lrfinder.delivering.spools import Spool, find_spools
 from lrfinder.delivering.stores import first_line
 
+WAIT = 30.0  # seconds for somebody else who is sending the same spools
+
 
 @dataclass(frozen=True, kw_only=True)
 class Synced:
@@ -74,7 +76,7 @@ def _sync_session(session: Path, spools: list[Spool], tracking_uri: str | None) 
     busy = ""
     errors: dict[Path, Exception] = {}
     try:
-        errors = courier.deliver(may_end=lambda: not is_recording(session))
+        errors = courier.deliver(may_end=lambda: not is_recording(session), wait=WAIT)
     except BusyError as error:
         busy = str(error)
     synced = []

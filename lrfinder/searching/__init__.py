@@ -166,13 +166,16 @@ def search(
         if recorder is not None:
             recorder.set_tags({"optuna.study_name": study.study_name})
             recorder.log_dict(study.user_attrs[SPACE_KEY], "search_space.json")
-        chooser = run_together(
-            trials.jobs(study, n_trials),
-            n_trials - count_done(study),
-            engine=engine,
-            device=device,
-            at_once=max(1, int(n_trials * SHARE_AT_ONCE)) if at_once is None else at_once,
-        )
+        try:
+            chooser = run_together(
+                trials.jobs(study, n_trials),
+                n_trials - count_done(study),
+                engine=engine,
+                device=device,
+                at_once=max(1, int(n_trials * SHARE_AT_ONCE)) if at_once is None else at_once,
+            )
+        finally:
+            trials.record_links(study)
         study.set_user_attr(ENGINE_KEY, {"engine": chooser.name, "reason": chooser.reason})
     return study
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from lrfinder.tracking.recorders import Recorder
 
+TOP = 10  # trials that the pages of MLflow are linked for
+
 
 def train_task(
     task: Task,
@@ -213,8 +215,21 @@ class Trials:
         tags = {"optuna.trial_number": trial.number, "optuna.study_name": trial.study.study_name}
         return self.recorder.child(f"trial {trial.number}", **tags)
 
+    def record_links(self, study: optuna.Study) -> None:
+        """Keep the addresses of the pages that compare the trials with the study's own run."""
+        if self.recorder is None:
+            return
+        done = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
+        done.sort(key=lambda t: t.value or 0.0, reverse=study.direction.name == "MAXIMIZE")
+        run_ids = [t.user_attrs.get("mlflow_run_id") for t in done[:TOP]]
+        self.recorder.log_links(
+            [run_id for run_id in run_ids if run_id is not None],
+            [*(f"lr/{name}" for name in self.task.groups), self.metric],
+            filter=f"tags.`optuna.study_name` = '{study.study_name}'",
+        )
+
     def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Record the best so far on the parent, for MLflow's charts hide children at first."""
+        """Record the best so far on the study's own run."""
         if self.recorder is not None and trial.state is TrialState.COMPLETE:
             self.recorder.log_metrics(
                 trial.number, {f"search/best {self.metric}": study.best_value}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import json
 import logging
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from lrfinder.delivering.sending import create_run
+from lrfinder.delivering.sending import create_run, run_of
 from lrfinder.delivering.spools import Header
 from lrfinder.delivering.stores import (
     RecordError,
@@ -38,7 +39,17 @@ from lrfinder.tracking.artifacts import (
     check_artifact_name,
     figure_artifact,
     json_artifact,
+    model_artifact,
     trace_artifacts,
+)
+from lrfinder.tracking.facts import run_facts
+from lrfinder.tracking.links import (
+    MOST_RUNS,
+    as_note,
+    chart_page,
+    compare_page,
+    metric_page,
+    ui_address,
 )
 from lrfinder.tracking.names import (
     MAX_PARAM,
@@ -47,14 +58,18 @@ from lrfinder.tracking.names import (
     as_texts,
     cut,
     flatten,
+    jsonable,
 )
 from lrfinder.tracking.outboxes import MAX_STEP, Outbox, checked_step, scalar_now
 from lrfinder.tracking.recorders import NullRecorder, Recorder, RunStatus
 from lrfinder.tracking.sessions import Session
+from lrfinder.tracking.watching import WATCHABLE, Watch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# How a run ends whose training ended so: results, and no exceptions.
+ENDINGS: dict[str, RunStatus] = {"diverged": "FAILED", "pruned": "KILLED"}
 INTERRUPT_TIMEOUT = 10.0  # seconds that somebody who pressed Ctrl-C is kept waiting
 
 _log = logging.getLogger("lrfinder")
@@ -140,7 +155,8 @@ class MlflowRecorder:
             else:
                 run = client.get_run(adopted)
                 params = dict(run.data.params)
-                later = as_texts(tags or {}) | adoption_tags(client, run, experiment, run_name)
+                later = run_facts() | as_texts(tags or {})
+                later |= adoption_tags(client, run, experiment, run_name)
             header.run_id, header.experiment_id = run.info.run_id, run.info.experiment_id
             header.run_name = run.info.run_name
         except StoreAwayError as away:
@@ -163,9 +179,12 @@ class MlflowRecorder:
         self._params = params
         self._names: dict[str, Names] = {kind: Names() for kind in ("metric", "param", "tag")}
         self._layouts: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        self._watches: dict[int, Watch] = {}
         self._outbox: Outbox = session.open(header)
         self._add_row = self._outbox.rows.append
         self._closed = False
+        self.links: dict[str, str] = {}  # what `log_links` has found last
+        self._ending: RunStatus = "FINISHED"
         _OPEN[id(self)] = self
 
     @property
@@ -187,8 +206,15 @@ class MlflowRecorder:
 
     def _refresh(self) -> None:
         """Whoever delivers notes in the spool which run the store has made."""
-        if self._header.run_id is None and self._outbox.spool.is_there:
+        if self._header.run_id is not None:
+            return
+        if self._outbox.spool.is_there:
             self._header = self._outbox.spool.header()
+        else:
+            client = open_store(self.tracking_uri)  # it has just taken all of the spool
+            where = self._header.experiment_id or experiment_id(client, self._header.experiment)
+            self._header.experiment_id = where
+            self._header.run_id = run_of(client, where, self._header.key)
 
     @property
     def spool(self) -> Path:
@@ -221,6 +247,8 @@ class MlflowRecorder:
             optimizer: Its groups are named by their "name", else `group_<index>`.
             metrics: More scalars of this step, under the names given.
         """
+        if self._watches and (watch := self._watches.get(id(optimizer))) is not None:
+            metrics |= watch.take()
         groups = optimizer.param_groups
         layout = (len(groups), *[group.get("name") for group in groups], *metrics)
         keys = self._layouts.get(layout)
@@ -233,6 +261,33 @@ class MlflowRecorder:
         if type(step) is not int or not 0 <= step < MAX_STEP:
             step = checked_step(step)
         self._add_row((time.time_ns() // 1_000_000, step, keys, values))
+
+    def watch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int = 10,
+        what: Sequence[str] = WATCHABLE,
+    ) -> None:
+        """Let `log_step` record more of each group of this optimizer, at every so many steps.
+
+        `grad_norm/<group>`, `update_ratio/<group>` (the size of a step over that of the weights),
+        `momentum/<group>` and `weight_decay/<group>`; their laws are those of
+        `lrfinder.tracking.watching.Watch`. Watching again replaces what was asked for before. What
+        it costs is measured by `benchmarks.records`.
+
+        Args:
+            optimizer: The one that `log_step` is given.
+            every: Steps from one measurement to the next, >= 1.
+            what: Which of the four.
+
+        Raises:
+            ValueError: If an argument is out of its bounds.
+        """
+        watch = Watch(optimizer, every=every, what=what)
+        if (before := self._watches.pop(id(optimizer), None)) is not None:
+            before.remove()
+        self._watches[id(optimizer)] = watch
 
     def log_metrics(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Record values at an optimizer step, as `val/loss` at an epoch's end."""
@@ -280,7 +335,13 @@ class MlflowRecorder:
                 self.log_text(flat[name], f"params/{name.removeprefix('cfg/')}.txt")
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags; the last value of each stands. More than 5000 characters are visibly cut."""
+        """Set tags; the last value of each stands. More than 5000 characters are visibly cut.
+
+        `lrfinder.status`, which `train` sets, says how the run ends if nothing else does:
+        "diverged" as FAILED, "pruned" as KILLED, any other as FINISHED.
+        """
+        if "lrfinder.status" in tags:
+            self._ending = ENDINGS.get(str(tags["lrfinder.status"]), "FINISHED")
         clean = self._names["tag"].clean
         self._put({"tags": {clean(name): text for name, text in as_texts(tags).items()}})
 
@@ -296,23 +357,72 @@ class MlflowRecorder:
         """Keep a JSON-able value as an artifact; non-finite numbers as text, as 'nan'."""
         self._put_artifacts(json_artifact(value, name))
 
+    def log_file(self, path: str | Path, name: str | None = None) -> None:
+        """Keep a file as an artifact, as a checkpoint, under its own name or another.
+
+        It is kept as it is now, by a link where that can be: so replace it later, as checkpoints
+        are, and do not write into it.
+
+        Raises:
+            ValueError: If there is no such file, or the name is no relative path.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"`path` must be a file that exists, but got {str(path)!r}.")
+        self._check_open()
+        self._outbox.put_file(Path(path), check_artifact_name(name or Path(path).name))
+
+    def log_model(self, model: torch.nn.Module, name: str = "model.pt") -> None:
+        """Keep the model's `state_dict` as an artifact that `torch.load` reads."""
+        self._put_artifacts(model_artifact(model, name))
+
+    def log_dataset(
+        self,
+        name: str,
+        *,
+        digest: str,
+        profile: Mapping[str, Any] | None = None,
+        source: str = "",
+        context: str = "training",
+    ) -> None:
+        """Record which data are used, in MLflow's list of data sets.
+
+        Args:
+            name: For people.
+            digest: Equal for equal data, at most 36 characters.
+            profile: More facts, JSON-able.
+            source: Where they come from.
+            context: What for.
+        """
+        if len(digest) > 36:
+            raise ValueError(f"`digest` must have at most 36 characters, but got {digest!r}.")
+        values = {
+            "digest": digest,
+            "source_type": "local",
+            "source": json.dumps({"uri": source}),
+            "profile": json.dumps(jsonable(profile or {})),
+            "context": context,
+        }
+        self._put({"inputs": {name: values}})
+
     def log_trace(self, trace: Trace, name: str | None = None) -> None:
         """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
 
-        Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, and `traces/<name>.json` its
-        status in short.
+        Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.png` a figure of
+        every step, and `traces/<name>.json` its status in short.
         """
         name = name or trace.name or "trace"
         self._put_artifacts(trace_artifacts(trace, f"traces/{name}"))
 
-    def _put(self, entry: dict[str, Any]) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             self._refuse()
+
+    def _put(self, entry: dict[str, Any]) -> None:
+        self._check_open()
         self._outbox.put(entry)
 
     def _put_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
-        if self._closed:
-            self._refuse()
+        self._check_open()
         for name, data in artifacts.items():
             self._outbox.put_artifact(name, data)
 
@@ -350,6 +460,32 @@ class MlflowRecorder:
         child._start(session, header, {})
         return child
 
+    def log_links(
+        self, run_ids: Sequence[str], metrics: Sequence[str], *, filter: str = ""
+    ) -> dict[str, str]:
+        """The pages of MLflow that compare some runs, by title; kept in this run's description.
+
+        Where the store is no server, they are those of `mlflow ui` on this machine.
+
+        Args:
+            run_ids: The runs, the most interesting first.
+            metrics: Each gets a page.
+            filter: The expression of MLflow's search that the chart page shows the runs of.
+        """
+        where = self.experiment_id
+        if where is None:
+            return {}  # the store has not made the run yet
+        address = ui_address(self.tracking_uri)
+        found = {"charts of all runs": chart_page(address, where, filter)}
+        if run_ids:
+            count = min(len(run_ids), MOST_RUNS)
+            found[f"the best {count} side by side"] = compare_page(address, where, run_ids)
+            for name in map(self._names["metric"].clean, metrics):
+                found[f"{name} of the best {count}"] = metric_page(address, where, run_ids, name)
+        self.set_tags({"mlflow.note.content": as_note(found)})
+        self.links = found
+        return found
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was recorded is in the store.
 
@@ -363,11 +499,12 @@ class MlflowRecorder:
         """
         self._session.flush(self._outbox, timeout)
 
-    def close(self, status: RunStatus = "FINISHED", *, timeout: float | None = None) -> None:
+    def close(self, status: RunStatus | None = None, *, timeout: float | None = None) -> None:
         """End the run, and flush. Nothing can be recorded after it; closing again does nothing.
 
         Args:
-            status: MLflow's status of the run from now on.
+            status: MLflow's status of the run from now on; None for what `lrfinder.status` says,
+                else FINISHED.
             timeout: Seconds, as in `flush`.
 
         Raises:
@@ -376,10 +513,13 @@ class MlflowRecorder:
         """
         if self._closed:
             return
+        status = self._ending if status is None else status
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise ValueError(
                 f"`status` must be 'FINISHED', 'FAILED' or 'KILLED', but got {status!r}."
             )
+        if self._session.is_here:
+            self._session.finish(self._outbox)
         self._put({"end": status, "ms": time.time_ns() // 1_000_000})
         self._closed = True
         self._add_row = self._refuse
@@ -414,7 +554,7 @@ class MlflowRecorder:
 
     def _close_after(self, error: BaseException | None) -> None:
         status = _status_after(error)
-        if status != "FINISHED" and not self._closed:
+        if status is not None and not self._closed:
             self.set_tags({"error": f"{type(error).__name__}: {error}"})
         self.close(status, timeout=INTERRUPT_TIMEOUT if status == "KILLED" else None)
 
@@ -441,9 +581,9 @@ def _close_all() -> None:
             _log.error("%s", incomplete)
 
 
-def _status_after(error: BaseException | None) -> RunStatus:
+def _status_after(error: BaseException | None) -> RunStatus | None:
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return "FINISHED"
+        return None
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
@@ -458,6 +598,6 @@ def _new_header(
         tracking_uri=uri,
         key=uuid.uuid4().hex,
         run_name=run_name,
-        tags=resolve_tags(tags | links),
+        tags=resolve_tags(run_facts() | tags | links),
         start=time.time_ns() // 1_000_000,
     )

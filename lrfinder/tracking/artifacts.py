@@ -7,6 +7,8 @@ import json
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lrfinder.traces import Trace
 from lrfinder.tracking.names import jsonable
 
@@ -48,7 +50,37 @@ def trace_artifacts(trace: Trace, name: str) -> dict[str, bytes]:
         },
     }
     parquet = {check_artifact_name(f"{name}.parquet"): buffer.getvalue()}
-    return parquet | json_artifact(summary, f"{name}.json")
+    figure = figure_artifact(_trace_figure(trace), f"{name}.png") if len(trace) else {}
+    return parquet | figure | json_artifact(summary, f"{name}.json")
+
+
+def _trace_figure(trace: Trace) -> Figure:
+    """Every step of it, nothing smoothed: a spike of one step can be seen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.0, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for name, lrs in trace.lrs.items():
+        above.plot(trace.steps, lrs, label=name, linewidth=1.2)
+    if any((lrs > 0).any() for lrs in trace.lrs.values()):
+        above.set_yscale("log")
+    below.plot(trace.steps, trace.losses, label="train/loss", linewidth=0.6)
+    for name, (steps, values) in trace.metrics.items():
+        if name == "val/loss":
+            below.plot(steps, values, "o-", label=name, markersize=3)
+    above.set_ylabel("learning rate")
+    below.set_ylabel("loss")
+    below.set_xlabel("optimizer step")
+    for axes in (above, below):
+        axes.legend(fontsize="small")
+    return figure
+
+
+def model_artifact(model: torch.nn.Module, name: str) -> dict[str, bytes]:
+    """The model's `state_dict`, for `torch.load`."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    return {check_artifact_name(name): buffer.getvalue()}
 
 
 def with_suffix(name: str, *suffixes: str) -> str:

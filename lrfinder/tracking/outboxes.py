@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -14,6 +18,7 @@ from torch import Tensor
 from lrfinder.delivering.spools import LINE_METRICS, Entry, Journal, Spool
 
 MAX_STEP = 2**63
+STEP_KEYS = ("train/loss",)  # the first key of a row that is an optimizer step
 
 Row: TypeAlias = tuple[int, int, Sequence[str], list[Any]]  # milliseconds, step, keys, values
 
@@ -32,6 +37,9 @@ class Outbox:
         self.spool = spool
         self.rows: deque[Row] = deque()
         self.unreadable: Exception | None = None  # the device broke before its values were read
+        self.last_step = 0
+        self._steps = 0  # optimizer steps since the last sample of the machine's load
+        self._since = time.monotonic()
         self._journal = Journal(spool)
         self._others: deque[Entry | tuple[str, bytes]] = deque()  # entries, artifacts
         self._nonfinite: set[str] = set()  # keys of which a tag says so already
@@ -44,6 +52,25 @@ class Outbox:
     def put_artifact(self, name: str, data: bytes) -> None:
         """An artifact."""
         self._others.append((name, data))
+
+    def put_file(self, path: Path, name: str) -> None:
+        """A file as an artifact, as it is now: a link to it where that can be, else a copy."""
+        copy = self._journal.new_file(name)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
+        self.put({"artifact": name, "file": str(copy.relative_to(self.spool.path))})
+
+    def put_sample(self, sample: Mapping[str, float]) -> None:
+        """The load of the machine, and how fast the training went since the last one; after `write`."""
+        now = time.monotonic()
+        found = dict(sample)
+        if self._steps and now > self._since:
+            found["train/steps_per_second"] = self._steps / (now - self._since)
+        self._since, self._steps = now, 0
+        keys, values = tuple(found), list(found.values())
+        self.rows.append((time.time_ns() // 1_000_000, self.last_step, keys, values))
 
     def write(self) -> None:
         """Write all that is there now into the spool; what cannot be written stays.
@@ -59,6 +86,9 @@ class Outbox:
             if not rows and not others:
                 return
             self._journal.append([*_blocks(rows), *map(self._entry, others)])
+            self._steps += sum(row[2][:1] == STEP_KEYS for row in rows)
+            if rows:
+                self.last_step = rows[-1][1]
             for _ in rows:
                 self.rows.popleft()
             for _ in others:

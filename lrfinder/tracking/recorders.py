@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrfinder.traces import Trace
+from lrfinder.tracking.watching import WATCHABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,13 +59,44 @@ class Recorder(Protocol):
     def log_trace(self, trace: Trace, name: str | None = None) -> None:
         """Keep a whole trace, at full resolution."""
 
+    def log_file(self, path: str | Path, name: str | None = None) -> None:
+        """Keep a file as an artifact."""
+
+    def log_model(self, model: torch.nn.Module, name: str = "model.pt") -> None:
+        """Keep the model's `state_dict` as an artifact."""
+
+    def log_dataset(
+        self,
+        name: str,
+        *,
+        digest: str,
+        profile: Mapping[str, Any] | None = None,
+        source: str = "",
+        context: str = "training",
+    ) -> None:
+        """Record which data are used."""
+
+    def watch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int = 10,
+        what: Sequence[str] = WATCHABLE,
+    ) -> None:
+        """Let `log_step` record more of each group: norms, ratios, options."""
+
+    def log_links(
+        self, run_ids: Sequence[str], metrics: Sequence[str], *, filter: str = ""
+    ) -> dict[str, str]:
+        """The pages that compare some runs, by title; kept with this run."""
+
     def child(self, run_name: str | None = None, **tags: Any) -> Recorder:
         """A recorder of a run below this one."""
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was recorded is in the store."""
 
-    def close(self, status: RunStatus = "FINISHED") -> None:
+    def close(self, status: RunStatus | None = None) -> None:
         """Flush, and end the run."""
 
     def __enter__(self) -> Self: ...
@@ -119,6 +152,38 @@ class NullRecorder:
     def log_trace(self, trace: Trace, name: str | None = None) -> None:
         """Do nothing."""
 
+    def log_file(self, path: str | Path, name: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_model(self, model: torch.nn.Module, name: str = "model.pt") -> None:
+        """Do nothing."""
+
+    def log_dataset(
+        self,
+        name: str,
+        *,
+        digest: str,
+        profile: Mapping[str, Any] | None = None,
+        source: str = "",
+        context: str = "training",
+    ) -> None:
+        """Do nothing."""
+
+    def watch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int = 10,
+        what: Sequence[str] = WATCHABLE,
+    ) -> None:
+        """Do nothing."""
+
+    def log_links(
+        self, run_ids: Sequence[str], metrics: Sequence[str], *, filter: str = ""
+    ) -> dict[str, str]:
+        """There are no pages."""
+        return {}
+
     def child(self, run_name: str | None = None, **tags: Any) -> NullRecorder:
         """This recorder."""
         return self
@@ -126,7 +191,7 @@ class NullRecorder:
     def flush(self, timeout: float | None = None) -> None:
         """Do nothing."""
 
-    def close(self, status: RunStatus = "FINISHED") -> None:
+    def close(self, status: RunStatus | None = None) -> None:
         """Do nothing."""
 
     def __enter__(self) -> Self:

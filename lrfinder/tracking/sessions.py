@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -24,10 +23,13 @@ from lrfinder.delivering.following import remove_session, start_following
 from lrfinder.delivering.sending import Courier, is_recording
 from lrfinder.delivering.spools import RECORDING, Header, Spool, find_spools
 from lrfinder.delivering.stores import RecordError, first_line, is_final, without_password
+from lrfinder.tracking.facts import SlowFacts
 from lrfinder.tracking.outboxes import Outbox
+from lrfinder.tracking.systems import SystemMonitor
 
 INTERVAL = 0.4  # seconds between two writings of the spools
 FOLLOW_AFTER = 2.0  # seconds; what is shorter is delivered at its end
+FACTS_TIMEOUT = 5.0  # seconds that the end of a run waits for what git says
 PATIENCE = 60.0  # seconds without an answer after which a flush without a timeout gives up
 
 _log = logging.getLogger("lrfinder")
@@ -58,7 +60,9 @@ class Session:
         self._said: set[str] = set()
         self._process = os.getpid()
         self._number = 0
-        self.beats: list[Callable[[], None]] = []  # called before each writing
+        self._monitor: SystemMonitor | None = None
+        self._slow_facts = SlowFacts()
+        self._untold: list[Outbox] = []  # whose slow facts are still looked for
 
     # -- spools -----------------------------------------------------------------------------------
 
@@ -71,6 +75,7 @@ class Session:
             except OSError as error:
                 raise _unwritable(self.path, error) from error
             self._outboxes.append(outbox)
+            self._untold.append(outbox)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="lrfinder-spool", daemon=True
@@ -87,6 +92,14 @@ class Session:
     def is_open(self) -> bool:
         """Whether it takes more spools; it ends with its last recorder."""
         return not self._ended.is_set()
+
+    def finish(self, outbox: Outbox) -> None:
+        """The last that is recorded by itself: what is known of the machine by now."""
+        if outbox in self._untold:
+            self._tell_facts(timeout=FACTS_TIMEOUT)
+        self._write(outbox)
+        if self._monitor is not None:  # else it was too short to say anything
+            self._sample([outbox])
 
     def close(self, outbox: Outbox) -> None:
         """Write it no more. With the last one the session ends."""
@@ -115,8 +128,7 @@ class Session:
 
     def _run(self) -> None:
         while not self._ended.wait(INTERVAL):
-            for beat in list(self.beats):
-                beat()
+            self._tell_facts()
             for outbox in list(self._outboxes):
                 try:
                     outbox.write()
@@ -127,6 +139,22 @@ class Session:
                     )
             if self._follower is None and time.monotonic() - self._began > FOLLOW_AFTER:
                 self._follow()
+            if self._monitor is None:
+                self._monitor = SystemMonitor()
+            elif self._monitor.is_due():
+                self._sample(list(self._outboxes))
+
+    def _sample(self, outboxes: list[Outbox]) -> None:
+        assert self._monitor is not None
+        sample = self._monitor.sample()
+        for outbox in outboxes:
+            outbox.put_sample(sample)
+
+    def _tell_facts(self, *, timeout: float = 0.0) -> None:
+        if self._untold and (found := self._slow_facts.get(timeout=timeout)) is not None:
+            untold, self._untold = self._untold, []
+            for outbox in untold:
+                outbox.put({"tags": found})
 
     def _follow(self) -> None:
         try:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lrfinder.datasets.fingerprints import data_facts
 from lrfinder.groups import learning_rates
 from lrfinder.schedules import ScheduleDriver, Spec, drive
 from lrfinder.stepping import OnStep, Replica, Steps, evaluate, take_alone
@@ -29,6 +30,14 @@ class StepRecorder(Protocol):
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...  # noqa: D102
     def log_trace(self, trace: Trace, name: str = ...) -> None: ...  # noqa: D102
     def set_tags(self, tags: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def log_dataset(  # noqa: D102
+        self,
+        name: str,
+        *,
+        digest: str,
+        profile: Mapping[str, Any] | None = ...,
+        context: str = ...,
+    ) -> None: ...
 
 
 class StopTraining(Exception):  # noqa: N818 - a request, as StopIteration is one, and no error
@@ -193,6 +202,7 @@ class Training:
         path = None if checkpoint is None else Path(checkpoint)
         self.replica = replica
         self.val_loader = val_loader
+        self._loader = loader
         self.run = Run(replica, driver, loader, path=path)
         self._num_epochs = num_epochs
         self._metrics = metrics
@@ -244,6 +254,9 @@ class Training:
             seed_everything(self._seed)
         if recorder is not None:
             recorder.log_params(_hparams(self.replica, run.driver, self._num_epochs, self._seed))
+            recorder.log_dataset(**data_facts(self._loader))
+            if self.val_loader is not None:
+                recorder.log_dataset(**data_facts(self.val_loader), context="validation")
             if resumed:
                 recorder.set_tags({"lrfinder.resumed_at_step": len(run.trace)})
 

@@ -255,7 +255,7 @@ def test_every_trial_has_its_run_and_they_link_both_ways(
             pruner="NopPruner",
         )  # fmt: skip
     client = MlflowClient(mlflow_uri)
-    runs = client.search_runs(["0"], f"tags.mlflow.parentRunId = '{recorder.run_id}'")
+    runs = client.search_runs(["0"], f"tags.lrfinder.parent = '{recorder.run_id}'")
     by_id = {run.info.run_id: run for run in runs}
     assert len(by_id) == 3
     for trial in study.trials:

@@ -141,7 +141,7 @@ def test_a_log_step_never_waits_for_the_store(mlflow_uri: str) -> None:
         with pytest.raises(
             RecordError,
             match=r"there is not: 6000 metrics \(steps 0 to 1999\); "
-            r"tags a; artifacts x\.txt\. Reason: no answer within 0\.2 s",
+            r"tags a.*; artifacts x\.txt\. Reason: no answer within 0\.2 s",
         ):
             recorder.flush(timeout=0.2)
         lock.execute("ROLLBACK")
@@ -377,17 +377,21 @@ def test_artifacts(mlflow_uri: str, tmp_path: Path) -> None:
 # -- runs -----------------------------------------------------------------------------------------
 
 
+def spool_threads() -> int:
+    return sum(thread.name == "lrfinder-spool" for thread in threading.enumerate())
+
+
 def test_children_are_linked_and_open_at_once(mlflow_uri: str) -> None:
     with MlflowRecorder("demo", tracking_uri=mlflow_uri, run_name="study") as study:
         children = [study.child(f"trial-{i}", number=i) for i in range(3)]
         for step in range(5):
             for i, child in enumerate(children):
                 child.log_metrics(step, {"val/loss": step + i})
-        threads = threading.active_count()
+        threads = spool_threads()
         for child in children:
             child.close()
         outside = MlflowRecorder(tracking_uri=mlflow_uri, experiment="demo", parent=study.run_id)
-        assert threading.active_count() == threads + 1  # children share their parent's thread
+        assert spool_threads() == threads + 1  # children share their parent's thread
         outside.close()
     client = MlflowClient(mlflow_uri)
     found = client.search_runs(
@@ -667,10 +671,10 @@ def test_a_server_that_does_not_answer_is_waited_for_and_nothing_is_lost(
         recorder.log_step(0, 1.0, make_optimizer("all"))
         child = recorder.child("below")
         with pytest.raises(
-            RecordError, match=r"run \(not made yet\) there is not: its end .*`lrfinder sync"
+            RecordError, match=r"run \(not made yet\) there is not: .*its end .*`lrfinder sync"
         ):
             child.close(timeout=0.5)
-        with pytest.raises(RecordError, match=r"2 metrics \(steps 0 to 0\); its end"):
+        with pytest.raises(RecordError, match=r"metrics \(steps 0 to 0\); .*its end"):
             recorder.close(timeout=0.5)
     assert {spool.header().experiment for spool in find_spools(tmp_path)} == {"demo"}
 
@@ -697,33 +701,6 @@ def test_an_older_schema_is_said(mlflow_uri: str) -> None:
     connection.close()
     with pytest.raises(RecordError, match="out-of-date database schema"):
         MlflowRecorder("demo", tracking_uri=mlflow_uri)
-
-
-def test_four_processes_open_a_fresh_database_at_once(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/fresh/mlflow.db"
-    body = f"""
-with MlflowRecorder("demo", tracking_uri={uri!r}) as recorder:
-    for step in range(50):
-        recorder.log_step(step, 1.0, optimizer)
-"""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT + body],
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(4)
-    ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=180)
-        assert process.returncode == 0, stderr
-    client = MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
-    assert [run.info.status for run in runs] == ["FINISHED"] * 4
-    for run in runs:
-        assert len(history(client, run.info.run_id, "lr/all")) == 50
 
 
 # -- nothing --------------------------------------------------------------------------------------

@@ -244,6 +244,7 @@ class Recorder:
         self.params: dict[str, Any] = {}
         self.tags: dict[str, Any] = {}
         self.traces: list[Trace] = []
+        self.datasets: list[tuple[str, str, str]] = []
 
     def log_params(self, params: Any) -> None:
         self.params |= params
@@ -261,6 +262,9 @@ class Recorder:
 
     def set_tags(self, tags: Any) -> None:
         self.tags |= tags
+
+    def log_dataset(self, name: str, *, digest: str, **more: Any) -> None:
+        self.datasets.append((name, digest, more.get("context", "training")))
 
 
 def test_recorder_gets_what_the_trace_has() -> None:
@@ -286,6 +290,9 @@ def test_recorder_gets_what_the_trace_has() -> None:
     assert recorder.params["lrs"] == {"body": 0.1, "head": 0.1}
     assert recorder.tags["lrfinder.status"] == "completed"
     assert recorder.traces == [trace]
+    (name, digest, context), (_, _, other) = recorder.datasets
+    assert (name, context, other) == ("TensorDataset", "training", "validation")
+    assert len(digest) == 8
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
