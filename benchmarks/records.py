@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -150,10 +151,10 @@ class Training:
         self.inputs = torch.randn(128, 256)
         self.step = 0
 
-    def run(self, seconds_or_steps: float | int, recorder: Any = None) -> float:
+    def run(self, steps: int, recorder: Any = None) -> float:
         """Train for so many steps; the seconds that it took."""
         start = time.perf_counter()
-        for _ in range(int(seconds_or_steps)):
+        for _ in range(steps):
             loss = self.model(self.inputs).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
@@ -183,6 +184,23 @@ def step_ratio(folder: Path, *, rounds: int, steps: int = 1500) -> list[dict[str
     milliseconds = 1e3 * statistics.median(seconds["off"]) / steps
     row = {"ms_per_step": milliseconds, **paired_ratio(seconds, "on", "off")}
     return [{"what": "steps of 1 ms, recorder on / off", **row, "bar": 1.015}]
+
+
+def watch_cost(folder: Path, *, rounds: int, steps: int = 500) -> list[dict[str, Any]]:
+    """What it costs to record norms, ratios and options of each group too, at steps of 1 ms."""
+    uri = f"sqlite:///{folder}/watch.db"
+    with lrfinder.MlflowRecorder(tracking_uri=uri, spool=folder / "spool") as recorder:
+        arms = {}
+        for name, every in (("none", None), ("every 10", 10), ("every 1", 1)):
+            training = Training()
+            if every is not None:
+                recorder.watch(training.optimizer, every=every)
+            arms[name] = functools.partial(training.run, steps, recorder)
+        seconds = interleave(arms, rounds=rounds)
+    return [
+        {"what": f"`watch`, {name} steps / not", **paired_ratio(seconds, name, "none")}
+        for name in ("every 10", "every 1")
+    ]
 
 
 # -- what can happen ------------------------------------------------------------------------------
@@ -355,7 +373,7 @@ def main() -> None:
     parser.add_argument("--away", type=float, default=60.0)
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument(
-        "--only", choices=["rates", "cost", "steps", "away", "kills", "memory"], default=None
+        "--only", choices=["rates", "cost", "steps", "watch", "away", "kills", "memory"]
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -363,6 +381,7 @@ def main() -> None:
         "kills": lambda folder: kills(folder, count=options.kills),
         "cost": log_step_cost,
         "steps": lambda folder: step_ratio(folder, rounds=options.rounds),
+        "watch": lambda folder: watch_cost(folder, rounds=options.rounds // 2),
         "rates": rates,
         "memory": memory,
         "away": lambda folder: server_away(folder, seconds=options.away),

@@ -110,10 +110,39 @@ def lockstep() -> str:
     )
 
 
+def records() -> str:
+    """What records cost, and what of them is lost: nothing."""
+    data = read("records")
+    rows = []
+    for row in data["rows"]:
+        bar = ""
+        if "times" in row:
+            found = f"{row['recorder']:,.0f}: {row['times']:.0f} x `log_metric` ({row['log_metric']:,.0f}), "
+            found += f"{100 * row['of_log_batch']:.0f} % of bare `log_batch`"
+            bar = f">= {row['bar']:.0f} x"
+        elif "ratio" in row:
+            found = f"{row['ratio']:.4f} [{row['quartile_1']:.4f}, {row['quartile_3']:.4f}]"
+            bar = f"<= {row['bar']}" if "bar" in row else ""
+        elif "microseconds" in row:
+            spread = f"[{row['quartile_1']:.1f}, {row['quartile_3']:.1f}]"
+            found, bar = f"{row['microseconds']:.1f} us {spread}", f"<= {row['bar']:.0f} us"
+        elif "mebibytes" in row:
+            found, bar = f"{row['mebibytes']:.0f} MB", f"<= {row['bar']:.0f} MB"
+        else:
+            found = f"{row['missing']} missing, {row['doubled']} doubled of {row['rows']:,} steps"
+            bar = "0, 0"
+            if "longest_log_step_ms" in row:
+                found += f"; longest `log_step` {row['longest_log_step_ms']:.1f} ms"
+                bar += f"; <= {row['bar_ms']:.0f} ms"
+        rows.append([row["what"], found, bar])
+    return rows_to_markdown(["what", "measured: median [quartiles]", "bar"], rows) + source(data)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "house": house,
     "lockstep": lockstep,
     "real_images": real_images,
+    "records": records,
     "threads": threads,
     **RANGE_TEST_TABLES,
 }

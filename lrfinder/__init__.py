@@ -60,7 +60,7 @@ _LAZY: dict[str, str] = {
     "Synced": "lrfinder.delivering.syncing",
     "sync": "lrfinder.delivering.syncing",
     "Report": "lrfinder.reporting",
-    "comparison_report": "lrfinder.reporting",
+    "comparison_report": "lrfinder.reporting.comparisons",
     "make_report": "lrfinder.reporting",
     "report_html": "lrfinder.reporting",
     "report_tables": "lrfinder.reporting",
@@ -85,14 +85,9 @@ if TYPE_CHECKING:
     from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
     from lrfinder.plotting import plot_lr_table, plot_range_test, plot_traces
     from lrfinder.ranging import RangeTest, range_test
-    from lrfinder.reporting import (
-        Report,
-        comparison_report,
-        make_report,
-        report_html,
-        report_tables,
-    )
+    from lrfinder.reporting import Report, make_report, report_html, report_tables
     from lrfinder.reporting.arms import Arm, ArmComparison, Measure
+    from lrfinder.reporting.comparisons import comparison_report
     from lrfinder.reporting.figures import arms_figure
     from lrfinder.searching import best_hparams, search
     from lrfinder.searching.trials import train_task

@@ -75,7 +75,7 @@ def range_test(
 
 
 def record_range_test(recorder: lrfinder.Recorder, result: lrfinder.RangeTest) -> None:
-    """Keep a range test in a run: its figure, its ramps and what it suggests."""
+    """Keep a range test in a run: its figure, its ramps, brackets, what it suggests and its cost."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 4.5), layout="constrained")
@@ -86,6 +86,9 @@ def record_range_test(recorder: lrfinder.Recorder, result: lrfinder.RangeTest) -
         recorder.log_trace(trace)
     brackets = result.suggestion.brackets
     recorder.log_params(
-        {"suggested": dict(result.suggestion.lrs), "one_lr": dict(result.suggestion.control or {})}
-    )
+        {"suggested": dict(result.suggestion.lrs), "one_lr": dict(result.suggestion.control or {}),
+         "bracket": {name: {"low": b.low, "high": b.high} for name, b in brackets.items()}}
+    )  # fmt: skip
+    cost = {"range_test/steps": result.cost.steps, "range_test/seconds": result.cost.seconds}
+    recorder.log_metrics(0, cost)
     recorder.set_tags({f"range_test.{name}": bracket.status for name, bracket in brackets.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,12 +42,23 @@ def train(
         str | None,
         typer.Option(help="A file; a training that was killed goes on from it."),
     ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help="What of the model the record keeps: nothing, or the checkpoints (the last and "
+            "the best one)."
+        ),
+    ] = "nothing",
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:
     """Train a task with a learning rate for each group and a schedule."""
     spec = options.read_schedule(schedule, gamma=gamma, step_size=step_size, milestones=milestones)
     rates = options.read_lrs(lrs)
+    if keep not in ("nothing", "checkpoints"):
+        raise ValueError(f"`keep` must be nothing or checkpoints, but got {keep!r}.")
+    if keep == "checkpoints" and checkpoint is None:
+        raise ValueError("`keep` checkpoints needs a `checkpoint` path, but none was given.")
     made = options.load(task, data)
     epochs = made.num_epochs if num_epochs is None else num_epochs
     with lrfinder.MlflowRecorder(run_name=f"train {made.name}") as recorder:
@@ -64,6 +76,12 @@ def train(
                 on_epoch=lambda epoch, values, trace: advance(_note(values)),
                 verbose=True,
             )
+        if keep == "checkpoints" and checkpoint is not None:
+            path = Path(checkpoint)
+            best = path.with_name(f"{path.stem}.best{path.suffix}")
+            for file in (path, best):
+                if file.is_file():
+                    recorder.log_file(file, f"checkpoints/{file.name}")
     screen = console()
     measured = {name: trace.last(name) for name in trace.metrics}
     ending = f"{trace.status} after {len(trace)} steps. {trace.message}".strip()

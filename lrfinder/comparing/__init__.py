@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfinder.comparing.histories import Curve, RecordedRun, read_runs
+from lrfinder.comparing.histories import NO_CURVE, RecordedRun, read_runs
+from lrfinder.comparing.pictures import plot_variants
 from lrfinder.comparing.variants import SEEDS, Variant, find_variants, mean_and_spread
 
 if TYPE_CHECKING:
@@ -19,12 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
-
-# Okabe and Ito (2008), "Color Universal Design": told apart by colour-blind people. Its yellow is
-# left out, since it cannot be read on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GROUP_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
-MARKERS = ("", "o", "s", "^", "D")  # for the runs after those that used up the colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +38,12 @@ class Comparison:
 
     def final(self, run: RecordedRun) -> float:
         """The last value of the metric; NaN where the run has none."""
-        _, values = run.curves.get(self.metric, _NO_CURVE)
+        _, values = run.curves.get(self.metric, NO_CURVE)
         return float(values[-1]) if len(values) else math.nan
 
     def best(self, run: RecordedRun) -> tuple[float, int | None]:
         """The best finite value of the metric, and its step; (NaN, None) where there is none."""
-        steps, values = run.curves.get(self.metric, _NO_CURVE)
+        steps, values = run.curves.get(self.metric, NO_CURVE)
         finite = np.flatnonzero(np.isfinite(values))
         if not len(finite):
             return math.nan, None
@@ -170,21 +165,7 @@ class Comparison:
         Returns:
             The two Axes, shape (2,); `axes[0].figure` is the figure.
         """
-        if axes is None:
-            from matplotlib.figure import Figure
-
-            figure = Figure(figsize=(8, 7), layout="constrained")
-            pair = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-        else:
-            pair = np.empty(2, dtype=object)
-            pair[:] = list(axes)
-        variants = self.variants
-        _plot_lrs(pair[0], variants)
-        _plot_losses(pair[1], variants, self.metric)
-        return np.asarray(pair)
-
-
-_NO_CURVE: Curve = (np.zeros(0, dtype=np.int64), np.zeros(0))
+        return plot_variants(self.variants, self.metric, axes)
 
 
 def compare(
@@ -246,67 +227,3 @@ def _cell(value: Any) -> str:
     if value is None or value != value:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
-
-
-def _style(index: int) -> dict[str, Any]:
-    marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
-    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 4}
-
-
-def _labels(variants: Sequence[Variant]) -> list[str]:
-    """The variants' names, with how many runs they have, or the start of the id where two are equal."""
-    names = [variant.name for variant in variants]
-    labels = []
-    for variant in variants:
-        if len(variant.runs) > 1:
-            labels.append(f"{variant.name}, {len(variant.runs)} runs")
-        elif names.count(variant.name) > 1:
-            labels.append(f"{variant.name} ({variant.runs[0].run_id[:6]})")
-        else:
-            labels.append(variant.name)
-    return labels
-
-
-def _draw(axes: Axes, variant: Variant, metric: str, **style: Any) -> None:
-    """One curve, or the mean of several and a band from the lowest to the highest."""
-    found = variant.band(metric)
-    if found is None:
-        return
-    steps, (mean, low, high) = found
-    axes.plot(steps, mean, **style)
-    if len(variant.runs) > 1:
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
-
-
-def _plot_lrs(axes: Axes, variants: Sequence[Variant]) -> None:
-    from matplotlib.lines import Line2D
-
-    runs = [run for variant in variants for run in variant.runs]
-    groups = list(dict.fromkeys(group for run in runs for group in run.lrs))
-    for index, variant in enumerate(variants):
-        for group in variant.runs[0].lrs:
-            line = GROUP_LINES[groups.index(group) % len(GROUP_LINES)]
-            _draw(axes, variant, f"lr/{group}", linestyle=line, markevery=0.1, **_style(index))
-    if any(np.any(lrs > 0) for run in runs for _, lrs in run.lrs.values()):
-        axes.set_yscale("log")  # an LR of 0 is a gap in it
-    axes.set_ylabel("learning rate")
-    if groups:
-        styles = [GROUP_LINES[i % len(GROUP_LINES)] for i in range(len(groups))]
-        handles = [Line2D([], [], color="0.3", linestyle=style) for style in styles]
-        axes.legend(handles, groups, title="param group", fontsize="small")
-
-
-def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
-    from matplotlib.lines import Line2D
-
-    for index, variant in enumerate(variants):
-        style = _style(index)
-        if metric != "train/loss":
-            _draw(axes, variant, "train/loss", color=style["color"], linewidth=0.6, alpha=0.35)
-        if any(len(run.curves.get(metric, _NO_CURVE)[0]) < 3 for run in variant.runs):
-            style["marker"] = "o"  # a line of one point cannot be seen
-        _draw(axes, variant, metric, linewidth=1.8, markevery=0.1, **style)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(metric if metric == "train/loss" else f"{metric} (thin: train/loss)")
-    handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(variants))]
-    axes.legend(handles, _labels(variants), fontsize="small")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lrfinder.delivering.stores import RecordError, experiment_id, first_line, is_final, open_store
+from lrfinder.delivering.runs import experiment_id
+from lrfinder.delivering.stores import RecordError, first_line, is_final, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Curve: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64]]
 
+NO_CURVE: Curve = (np.zeros(0, dtype=np.int64), np.zeros(0))
 LIMIT = 12  # runs of an experiment that are read where none are named
 PAGE = 200  # runs in one answer of the store
 

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Header, Spool, find_spools
+from lrfinder.delivering.runs import ensure_run
+from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Spool, find_spools
 from lrfinder.delivering.stores import (
     RecordError,
-    StoreAwayError,
     check_store,
-    experiment_id,
     first_line,
     open_store,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 BATCH_METRICS = 1000  # of one request: MLflow's own limits
 BATCH_OTHERS = 100
@@ -273,47 +271,3 @@ class _Batch:
         for kind, make in (("params", Param), ("tags", RunTag)):
             self.entities += [make(key, value) for key, value in entry.get(kind, {}).items()]
             self._others[kind] += len(entry.get(kind, ()))
-
-
-# -- runs -----------------------------------------------------------------------------------------
-
-
-def ensure_run(spool: Spool, client: MlflowClient) -> str:
-    """The id of the spool's run, which is made if the store was away when its recorder was.
-
-    Raises:
-        RecordError: If its parent's run is still to be made.
-    """
-    header = spool.header()
-    if header.run_id is None:
-        if header.experiment_id is None:
-            header.experiment_id = experiment_id(client, header.experiment)
-        # An answer may have been lost on its way: the run is looked for before it is made.
-        found = run_of(client, header.experiment_id, header.key)
-        if found is None:
-            found = create_run(client, header, {"lrfinder.spool": header.key}).info.run_id
-        header.run_id = found
-        spool.save_header(header)
-    return header.run_id
-
-
-def create_run(
-    client: MlflowClient, header: Header, more_tags: Mapping[str, str] | None = None
-) -> Run:
-    """A new run as the header says."""
-    assert header.experiment_id is not None
-    tags = {**header.tags, **(more_tags or {})}
-    if header.parent_key is not None:
-        parent = run_of(client, header.experiment_id, header.parent_key)
-        if parent is None:
-            raise StoreAwayError("The run of the parent must be made before its children's.")
-        tags["lrfinder.parent"] = parent
-    return client.create_run(
-        header.experiment_id, start_time=header.start, run_name=header.run_name, tags=tags
-    )
-
-
-def run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
-    """The id of the run that was made later for the spool of this key."""
-    found = client.search_runs([experiment], f"tags.`lrfinder.spool` = '{key}'", max_results=1)
-    return str(found[0].info.run_id) if found else None

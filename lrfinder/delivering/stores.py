@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 REACH_TIMEOUT = 5.0  # seconds until a server must have answered
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -214,82 +213,6 @@ def first_line(error: BaseException) -> str:
 def without_password(uri: str) -> str:
     """A URI as it may be shown."""
     return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
-
-
-# -- experiments and runs -------------------------------------------------------------------------
-
-
-def default_experiment() -> tuple[str | None, str | None]:
-    """Name or id of the experiment of MLflow's environment: one of them, else "Default"'s id."""
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-    return name, None if name else os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-
-
-def experiment_id(client: MlflowClient, name: str | None) -> str:
-    """The id of an experiment, which is made if there is none of that name.
-
-    Args:
-        client: Of the store.
-        name: None for the one of MLflow's environment.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if name is None:
-        name, known = default_experiment()
-        if known is not None:
-            return known
-        assert name is not None
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(
-                client.create_experiment(name, artifact_location=_artifact_location(client, name))
-            )
-        except MlflowException:
-            found = client.get_experiment_by_name(name)  # another process was quicker
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        raise RecordError(
-            f"The experiment must not be deleted, but {name!r} is. Restore it with "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or give another "
-            "name."
-        )
-    return str(found.experiment_id)
-
-
-def _artifact_location(client: MlflowClient, name: str) -> str | None:
-    # Beside a SQLite file; MLflow itself would take the folder that the process happens to be in.
-    path = sqlite_path(client.tracking_uri)
-    if path is None:
-        return None
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    folder = re.sub(r"[^\w.-]+", "-", name)[:50].strip("-.")
-    return (path.parent / "mlruns" / f"{folder}-{digest}").as_uri()
-
-
-def take_adoptable(tracking_uri: str | None) -> str | None:
-    """The id of the run that `mlflow run` made for this process, if it did.
-
-    It is taken out of the environment, so that nobody else adopts that run.
-    """
-    if "MLFLOW_RUN_ID" not in os.environ:
-        return None
-    if tracking_uri is not None and tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
-        return None  # that run lies in another store
-    return os.environ.pop("MLFLOW_RUN_ID")
-
-
-def adoption_tags(
-    client: MlflowClient, run: Run, experiment: str | None, run_name: str | None
-) -> dict[str, str]:
-    """The experiment and the name that were asked for, where the adopted run has others."""
-    tags = {}
-    if experiment is not None and client.get_experiment(run.info.experiment_id).name != experiment:
-        tags["lrfinder.experiment"] = experiment
-    if run_name is not None and run.info.run_name != run_name:
-        tags["lrfinder.run_name"] = run_name
-    return tags
 
 
 def is_final(error: BaseException) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import json
 import logging
 import sys
 import time
@@ -16,32 +15,24 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import torch
-from torch import Tensor
-
-from lrfinder.delivering.sending import create_run, run_of
+from lrfinder.delivering.runs import (
+    adoption_tags,
+    create_run,
+    default_experiment,
+    experiment_id,
+    run_of,
+    take_adoptable,
+)
 from lrfinder.delivering.spools import Header
 from lrfinder.delivering.stores import (
     RecordError,
     StoreAwayError,
-    adoption_tags,
-    default_experiment,
-    experiment_id,
     open_store,
     store_uri,
-    take_adoptable,
 )
-from lrfinder.groups import group_names
-from lrfinder.traces import Trace
-from lrfinder.tracking.artifacts import (
-    check_artifact_name,
-    figure_artifact,
-    json_artifact,
-    model_artifact,
-    trace_artifacts,
-)
+from lrfinder.tracking.contents import Contents
 from lrfinder.tracking.facts import run_facts
 from lrfinder.tracking.links import (
     MOST_RUNS,
@@ -51,25 +42,10 @@ from lrfinder.tracking.links import (
     metric_page,
     ui_address,
 )
-from lrfinder.tracking.names import (
-    MAX_PARAM,
-    Names,
-    as_text,
-    as_texts,
-    cut,
-    flatten,
-    jsonable,
-)
-from lrfinder.tracking.outboxes import MAX_STEP, Outbox, checked_step, scalar_now
+from lrfinder.tracking.names import as_texts
 from lrfinder.tracking.recorders import NullRecorder, Recorder, RunStatus
 from lrfinder.tracking.sessions import Session
-from lrfinder.tracking.watching import WATCHABLE, Watch
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# How a run ends whose training ended so: results, and no exceptions.
-ENDINGS: dict[str, RunStatus] = {"diverged": "FAILED", "pruned": "KILLED"}
 INTERRUPT_TIMEOUT = 10.0  # seconds that somebody who pressed Ctrl-C is kept waiting
 
 _log = logging.getLogger("lrfinder")
@@ -77,7 +53,7 @@ _log = logging.getLogger("lrfinder")
 __all__ = ["MlflowRecorder", "NullRecorder", "RecordError", "Recorder"]
 
 
-class MlflowRecorder:
+class MlflowRecorder(Contents):
     """A run of MLflow: loss and LRs at every optimizer step, and whatever else it is told.
 
     Law: a row holds the time at which it was recorded. `log_step` puts it into a queue in memory; a
@@ -173,18 +149,11 @@ class MlflowRecorder:
         if later:
             self.set_tags(later)
 
-    def _start(self, session: Session, header: Header, params: dict[str, str]) -> None:
+    def _start(self, session: Session, header: Header, params: Mapping[str, str]) -> None:
+        super().__init__(session.open(header), params)
         self._session = session
         self._header = header
-        self._params = params
-        self._names: dict[str, Names] = {kind: Names() for kind in ("metric", "param", "tag")}
-        self._layouts: dict[tuple[Any, ...], tuple[str, ...]] = {}
-        self._watches: dict[int, Watch] = {}
-        self._outbox: Outbox = session.open(header)
-        self._add_row = self._outbox.rows.append
-        self._closed = False
         self.links: dict[str, str] = {}  # what `log_links` has found last
-        self._ending: RunStatus = "FINISHED"
         _OPEN[id(self)] = self
 
     @property
@@ -225,206 +194,6 @@ class MlflowRecorder:
     def tracking_uri(self) -> str:
         """The store's URI."""
         return self._header.tracking_uri
-
-    # -- metrics ----------------------------------------------------------------------------------
-
-    def log_step(
-        self,
-        step: int,
-        loss: Tensor | float,
-        optimizer: torch.optim.Optimizer,
-        **metrics: Tensor | float,
-    ) -> None:
-        """Record an optimizer step, in microseconds: `train/loss`, `lr/<group>` and metrics.
-
-        Call it after `optimizer.step()` and before the scheduler moves on, so that the LRs are
-        those that the step used. Tensors are copied as they are now; those on an accelerator are
-        read later, by the sending thread.
-
-        Args:
-            step: Number of the optimizer step, >= 0.
-            loss: Scalar.
-            optimizer: Its groups are named by their "name", else `group_<index>`.
-            metrics: More scalars of this step, under the names given.
-        """
-        if self._watches and (watch := self._watches.get(id(optimizer))) is not None:
-            metrics |= watch.take()
-        groups = optimizer.param_groups
-        layout = (len(groups), *[group.get("name") for group in groups], *metrics)
-        keys = self._layouts.get(layout)
-        if keys is None:
-            names = ["train/loss", *[f"lr/{name}" for name in group_names(optimizer)], *metrics]
-            keys = self._layouts[layout] = self._keys(names)
-        values = [scalar_now(loss), *[scalar_now(group["lr"]) for group in groups]]
-        if metrics:
-            values += [scalar_now(value) for value in metrics.values()]
-        if type(step) is not int or not 0 <= step < MAX_STEP:
-            step = checked_step(step)
-        self._add_row((time.time_ns() // 1_000_000, step, keys, values))
-
-    def watch(
-        self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        every: int = 10,
-        what: Sequence[str] = WATCHABLE,
-    ) -> None:
-        """Let `log_step` record more of each group of this optimizer, at every so many steps.
-
-        `grad_norm/<group>`, `update_ratio/<group>` (the size of a step over that of the weights),
-        `momentum/<group>` and `weight_decay/<group>`; their laws are those of
-        `lrfinder.tracking.watching.Watch`. Watching again replaces what was asked for before. What
-        it costs is measured by `benchmarks.records`.
-
-        Args:
-            optimizer: The one that `log_step` is given.
-            every: Steps from one measurement to the next, >= 1.
-            what: Which of the four.
-
-        Raises:
-            ValueError: If an argument is out of its bounds.
-        """
-        watch = Watch(optimizer, every=every, what=what)
-        if (before := self._watches.pop(id(optimizer), None)) is not None:
-            before.remove()
-        self._watches[id(optimizer)] = watch
-
-    def log_metrics(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
-        """Record values at an optimizer step, as `val/loss` at an epoch's end."""
-        keys = self._keys(list(metrics))
-        values = [scalar_now(value) for value in metrics.values()]
-        self._add_row((time.time_ns() // 1_000_000, checked_step(step), keys, values))
-
-    def _keys(self, names: list[str]) -> tuple[str, ...]:
-        if len(set(names)) != len(names):
-            raise ValueError(
-                f"Each metric of a step must have a name of its own, but got {names}."
-            )
-        return tuple(self._names["metric"].clean(name) for name in names)
-
-    # -- params, tags, artifacts ------------------------------------------------------------------
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record chosen values as `cfg/<name>`; nested mappings are flattened with `/`.
-
-        The prefix keeps them apart from what `mlflow run` logs, which is the command line with its
-        quotes. A value of more than 6000 characters is cut there, and kept whole as the artifact
-        `params/<name>.txt`. The same value may be logged again.
-
-        Raises:
-            ValueError: If a name has another value already: MLflow's params cannot be changed.
-        """
-        flat = {
-            self._names["param"].clean(name): as_text(value)
-            for name, value in flatten(params, "cfg").items()
-        }
-        short = {name: cut(text, MAX_PARAM) for name, text in flat.items()}
-        for name, text in short.items():
-            if self._params.get(name, text) != text:
-                raise ValueError(
-                    f"A param of a run must keep its value, but {name!r} is "
-                    f"{cut(self._params[name], 200)!r} and got "
-                    f"{cut(text, 200)!r}. Record another training in a run of its own: "
-                    "`recorder.child(...)`."
-                )
-        new = {name: text for name, text in short.items() if name not in self._params}
-        self._params |= new
-        self._put({"params": new})
-        for name in new:
-            if flat[name] != short[name]:
-                self.log_text(flat[name], f"params/{name.removeprefix('cfg/')}.txt")
-
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags; the last value of each stands. More than 5000 characters are visibly cut.
-
-        `lrfinder.status`, which `train` sets, says how the run ends if nothing else does:
-        "diverged" as FAILED, "pruned" as KILLED, any other as FINISHED.
-        """
-        if "lrfinder.status" in tags:
-            self._ending = ENDINGS.get(str(tags["lrfinder.status"]), "FINISHED")
-        clean = self._names["tag"].clean
-        self._put({"tags": {clean(name): text for name, text in as_texts(tags).items()}})
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Keep a matplotlib figure, drawn now, in the format of the name's suffix (`.png`)."""
-        self._put_artifacts(figure_artifact(figure, name))
-
-    def log_text(self, text: str, name: str) -> None:
-        """Keep a text as an artifact of just this name."""
-        self._put_artifacts({check_artifact_name(name): text.encode()})
-
-    def log_dict(self, value: Any, name: str) -> None:
-        """Keep a JSON-able value as an artifact; non-finite numbers as text, as 'nan'."""
-        self._put_artifacts(json_artifact(value, name))
-
-    def log_file(self, path: str | Path, name: str | None = None) -> None:
-        """Keep a file as an artifact, as a checkpoint, under its own name or another.
-
-        It is kept as it is now, by a link where that can be: so replace it later, as checkpoints
-        are, and do not write into it.
-
-        Raises:
-            ValueError: If there is no such file, or the name is no relative path.
-        """
-        if not Path(path).is_file():
-            raise ValueError(f"`path` must be a file that exists, but got {str(path)!r}.")
-        self._check_open()
-        self._outbox.put_file(Path(path), check_artifact_name(name or Path(path).name))
-
-    def log_model(self, model: torch.nn.Module, name: str = "model.pt") -> None:
-        """Keep the model's `state_dict` as an artifact that `torch.load` reads."""
-        self._put_artifacts(model_artifact(model, name))
-
-    def log_dataset(
-        self,
-        name: str,
-        *,
-        digest: str,
-        profile: Mapping[str, Any] | None = None,
-        source: str = "",
-        context: str = "training",
-    ) -> None:
-        """Record which data are used, in MLflow's list of data sets.
-
-        Args:
-            name: For people.
-            digest: Equal for equal data, at most 36 characters.
-            profile: More facts, JSON-able.
-            source: Where they come from.
-            context: What for.
-        """
-        if len(digest) > 36:
-            raise ValueError(f"`digest` must have at most 36 characters, but got {digest!r}.")
-        values = {
-            "digest": digest,
-            "source_type": "local",
-            "source": json.dumps({"uri": source}),
-            "profile": json.dumps(jsonable(profile or {})),
-            "context": context,
-        }
-        self._put({"inputs": {name: values}})
-
-    def log_trace(self, trace: Trace, name: str | None = None) -> None:
-        """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
-
-        Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.png` a figure of
-        every step, and `traces/<name>.json` its status in short.
-        """
-        name = name or trace.name or "trace"
-        self._put_artifacts(trace_artifacts(trace, f"traces/{name}"))
-
-    def _check_open(self) -> None:
-        if self._closed:
-            self._refuse()
-
-    def _put(self, entry: dict[str, Any]) -> None:
-        self._check_open()
-        self._outbox.put(entry)
-
-    def _put_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
-        self._check_open()
-        for name, data in artifacts.items():
-            self._outbox.put_artifact(name, data)
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -528,11 +297,6 @@ class MlflowRecorder:
             self.flush(timeout)
         finally:
             self._session.close(self._outbox)
-
-    def _refuse(self, row: Any = None) -> None:
-        raise RecordError(
-            f"A closed recorder takes no more, but run {self.run_id} was closed. Make a new one."
-        )
 
     def __enter__(self) -> Self:
         return self

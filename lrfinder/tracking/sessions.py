@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,10 +18,11 @@ from filelock import FileLock
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
 from lrfinder.delivering.following import remove_session, start_following
-from lrfinder.delivering.sending import Courier, is_recording
+from lrfinder.delivering.sending import Courier
 from lrfinder.delivering.spools import RECORDING, Header, Spool, find_spools
 from lrfinder.delivering.stores import RecordError, first_line, is_final, without_password
 from lrfinder.tracking.facts import SlowFacts
+from lrfinder.tracking.folders import new_session, unwritable
 from lrfinder.tracking.outboxes import Outbox
 from lrfinder.tracking.systems import SystemMonitor
 
@@ -46,7 +45,7 @@ class Session:
     """
 
     def __init__(self, folder: str | Path | None) -> None:
-        self.path = _new_session(folder)
+        self.path = new_session(folder)
         self._lock = FileLock(self.path / RECORDING)
         self._lock.acquire(timeout=0)
         self._began = time.monotonic()
@@ -73,7 +72,7 @@ class Session:
             try:
                 outbox = Outbox(Spool.create(self.path / str(self._number), header))
             except OSError as error:
-                raise _unwritable(self.path, error) from error
+                raise unwritable(self.path, error) from error
             self._outboxes.append(outbox)
             self._untold.append(outbox)
             if self._thread is None:
@@ -271,59 +270,6 @@ class _Patience:
                 self._seen, self._since = seen, time.monotonic()
         limit = PATIENCE if self._timeout is None else self._timeout
         return time.monotonic() - self._since >= limit
-
-
-# -- folders --------------------------------------------------------------------------------------
-
-
-def default_folder() -> Path:
-    """Where sessions lie: LRFINDER_SPOOL, else `lrfinder/spool` in the user's folder of states."""
-    import platformdirs
-
-    chosen = os.environ.get("LRFINDER_SPOOL")
-    return Path(chosen) if chosen else platformdirs.user_state_path("lrfinder") / "spool"
-
-
-def _new_session(folder: str | Path | None) -> Path:
-    root = Path(default_folder() if folder is None else folder).absolute()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _tell_of_others(root)
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
-        path = root / stamp
-        path.mkdir(mode=0o700)  # a store's URI may hold a password
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(b"can it be written")
-    except OSError as error:
-        raise _unwritable(root, error) from error
-    return path
-
-
-_told: set[Path] = set()
-
-
-def _tell_of_others(root: Path) -> None:
-    """Say once where records of earlier trainings still wait."""
-    if root in _told:
-        return
-    _told.add(root)
-    waiting = [
-        session for session in root.iterdir() if find_spools(session) and not is_recording(session)
-    ]
-    if waiting:
-        _log.warning(
-            "Records of %d earlier trainings are not in their store yet. `lrfinder sync %s` sends "
-            "them.",
-            len(waiting),
-            root,
-        )
-
-
-def _unwritable(path: Path, error: OSError) -> RecordError:
-    return RecordError(
-        f"The folder of the spool must be writable, but {str(path)!r} is not: {error}. Give "
-        "another one: `spool=...`, or the environment variable LRFINDER_SPOOL."
-    )
 
 
 def _incomplete(spool: Spool, left: str, error: Exception) -> RecordError:

@@ -216,3 +216,96 @@ def test_runs_without_finite_values_have_no_winner() -> None:
     assert frame["best_step"].isna().all()
     assert frame["steps"].tolist() == [2, 0]
     comparison.table()
+
+
+# -- seeds and studies ----------------------------------------------------------------------------
+
+
+def recorded(name: str, seed: int, lr: str, losses: list[float]) -> RecordedRun:
+    steps = np.arange(len(losses))
+    curves = {"val/loss": (steps, np.array(losses)), "lr/head": (steps, np.full(len(losses), 0.1))}
+    hparams = {"cfg/lr": lr, "cfg/seed": str(seed)}
+    return RecordedRun(
+        run_id=f"{name}{seed}", name=f"{name} seed {seed}", status="completed", hparams=hparams,
+        curves=curves,
+    )  # fmt: skip
+
+
+SEEDS = (
+    recorded("found", 1, "0.1", [3.0, 1.0]),
+    recorded("found", 2, "0.1", [5.0, 2.0]),
+    recorded("found", 3, "0.1", [4.0, math.inf]),
+    recorded("default", 1, "0.2", [6.0, 4.0, 3.0]),
+)
+
+
+def test_seeds_are_taken_together() -> None:
+    comparison = Comparison(runs=SEEDS, metric="val/loss")
+    found, default = comparison.variants
+    assert (found.name, len(found.runs)) == ("found", 3)
+    assert (default.name, len(default.runs)) == ("default seed 1", 1)
+    band = found.band("val/loss")
+    assert band is not None
+    np.testing.assert_array_equal(band[0], [0, 1])
+    np.testing.assert_array_equal(band[1][:, 0], [4.0, 3.0, 5.0])  # mean, lowest, highest
+    assert found.band("no/such") is None
+    frame = comparison.summary()
+    assert list(frame.columns) == [
+        "variant", "cfg/lr", "runs", "diverged", "final", "final_sd", "best", "best_sd",
+    ]  # fmt: skip
+    assert frame["runs"].tolist() == [3, 1]
+    assert frame["diverged"].tolist() == [1, 0]
+    assert frame["final"].tolist() == [1.5, 3.0]
+    assert frame["final_sd"][0] == pytest.approx(math.sqrt(0.5))
+    assert math.isnan(frame["final_sd"][1])
+    assert frame["best"][0] == pytest.approx((1 + 2 + 4) / 3)
+
+
+def test_seeds_are_drawn_as_a_mean_and_a_band(tmp_path: Path) -> None:
+    upper, lower = Comparison(runs=SEEDS, metric="val/loss").plot()
+    assert len(lower.lines) == 2
+    assert len(lower.collections) == 1  # the band of the one that has several seeds
+    labels = [text.get_text() for text in lower.get_legend().get_texts()]
+    assert labels == ["found, 3 runs", "default seed 1"]
+    np.testing.assert_array_equal(lower.lines[0].get_ydata()[0], 4.0)
+    upper.figure.savefig(tmp_path / "bands.png")
+
+
+def test_runs_without_hparams_stay_alone() -> None:
+    curve = (np.arange(2), np.ones(2))
+    runs = tuple(
+        RecordedRun(run_id=str(i), name="r", status="", hparams={}, curves={"m": curve})
+        for i in range(3)
+    )
+    assert [len(variant.runs) for variant in Comparison(runs=runs, metric="m").variants] == [1] * 3
+
+
+def test_a_study_s_best_trials_by_its_name(mlflow_uri: str) -> None:
+    with MlflowRecorder(run_name="search", tags={"optuna.study_name": "it's"}) as parent:
+        for i, value in enumerate([3.0, 1.0, 2.0, math.nan]):
+            tags = {"optuna.study_name": "it's", "optuna.trial_number": i}
+            with parent.child(f"trial {i}", **tags) as trial:
+                trial.log_metrics(0, {"val/loss": value})
+    found = compare(study="it's", tracking_uri=mlflow_uri)
+    assert names(found) == ["trial 1", "trial 2", "trial 0", "trial 3"]
+    with pytest.raises(ValueError, match="name of a study with trials in experiment 'Default'"):
+        compare(study="other", tracking_uri=mlflow_uri)
+    with pytest.raises(ValueError, match="must be given alone"):
+        compare("x", study="it's", tracking_uri=mlflow_uri)
+
+
+def test_the_page_holds_what_the_tables_hold(study: tuple[str, str]) -> None:
+    import lrfinder
+
+    uri, parent = study
+    comparison = compare([parent, "it's mine"], experiment="digits", tracking_uri=uri)
+    report = lrfinder.comparison_report(comparison)
+    page = lrfinder.report_html(report)
+    for run in comparison.runs:
+        assert run.name.replace("'", "&#39;") in page
+    assert "lrs/body" in page
+    assert "<svg" in page
+    assert "Best val/loss: it&#39;s mine, 0.75." in page
+    tables = lrfinder.report_tables(report)
+    assert len(tables) == 2
+    assert tables[1].row_count == 4

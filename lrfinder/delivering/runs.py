@@ -1,0 +1,130 @@
+"""Runs and experiments of an MLflow store: found, made, or taken over from `mlflow run`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lrfinder.delivering.spools import Header, Spool
+from lrfinder.delivering.stores import RecordError, StoreAwayError, sqlite_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def default_experiment() -> tuple[str | None, str | None]:
+    """Name or id of the experiment of MLflow's environment: one of them, else "Default"'s id."""
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    return name, None if name else os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+
+
+def experiment_id(client: MlflowClient, name: str | None) -> str:
+    """The id of an experiment, which is made if there is none of that name.
+
+    Args:
+        client: Of the store.
+        name: None for the one of MLflow's environment.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if name is None:
+        name, known = default_experiment()
+        if known is not None:
+            return known
+        assert name is not None
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(
+                client.create_experiment(name, artifact_location=_artifact_location(client, name))
+            )
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # another process was quicker
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise RecordError(
+            f"The experiment must not be deleted, but {name!r} is. Restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or give another "
+            "name."
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(client: MlflowClient, name: str) -> str | None:
+    # Beside a SQLite file; MLflow itself would take the folder that the process happens to be in.
+    path = sqlite_path(client.tracking_uri)
+    if path is None:
+        return None
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    folder = re.sub(r"[^\w.-]+", "-", name)[:50].strip("-.")
+    return (path.parent / "mlruns" / f"{folder}-{digest}").as_uri()
+
+
+def take_adoptable(tracking_uri: str | None) -> str | None:
+    """The id of the run that `mlflow run` made for this process, if it did.
+
+    It is taken out of the environment, so that nobody else adopts that run.
+    """
+    if "MLFLOW_RUN_ID" not in os.environ:
+        return None
+    if tracking_uri is not None and tracking_uri != os.environ.get("MLFLOW_TRACKING_URI"):
+        return None  # that run lies in another store
+    return os.environ.pop("MLFLOW_RUN_ID")
+
+
+def adoption_tags(
+    client: MlflowClient, run: Run, experiment: str | None, run_name: str | None
+) -> dict[str, str]:
+    """The experiment and the name that were asked for, where the adopted run has others."""
+    tags = {}
+    if experiment is not None and client.get_experiment(run.info.experiment_id).name != experiment:
+        tags["lrfinder.experiment"] = experiment
+    if run_name is not None and run.info.run_name != run_name:
+        tags["lrfinder.run_name"] = run_name
+    return tags
+
+
+def ensure_run(spool: Spool, client: MlflowClient) -> str:
+    """The id of the spool's run, which is made if the store was away when its recorder was.
+
+    Raises:
+        RecordError: If its parent's run is still to be made.
+    """
+    header = spool.header()
+    if header.run_id is None:
+        if header.experiment_id is None:
+            header.experiment_id = experiment_id(client, header.experiment)
+        # An answer may have been lost on its way: the run is looked for before it is made.
+        found = run_of(client, header.experiment_id, header.key)
+        if found is None:
+            found = create_run(client, header, {"lrfinder.spool": header.key}).info.run_id
+        header.run_id = found
+        spool.save_header(header)
+    return header.run_id
+
+
+def create_run(
+    client: MlflowClient, header: Header, more_tags: Mapping[str, str] | None = None
+) -> Run:
+    """A new run as the header says."""
+    assert header.experiment_id is not None
+    tags = {**header.tags, **(more_tags or {})}
+    if header.parent_key is not None:
+        parent = run_of(client, header.experiment_id, header.parent_key)
+        if parent is None:
+            raise StoreAwayError("The run of the parent must be made before its children's.")
+        tags["lrfinder.parent"] = parent
+    return client.create_run(
+        header.experiment_id, start_time=header.start, run_name=header.run_name, tags=tags
+    )
+
+
+def run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
+    """The id of the run that was made later for the spool of this key."""
+    found = client.search_runs([experiment], f"tags.`lrfinder.spool` = '{key}'", max_results=1)
+    return str(found[0].info.run_id) if found else None

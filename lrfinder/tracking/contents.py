@@ -1,0 +1,266 @@
+"""Contents: what a run is told: metrics, params, tags, artifacts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lrfinder.delivering.stores import RecordError
+from lrfinder.groups import group_names
+from lrfinder.traces import Trace
+from lrfinder.tracking.artifacts import (
+    check_artifact_name,
+    figure_artifact,
+    json_artifact,
+    model_artifact,
+    trace_artifacts,
+)
+from lrfinder.tracking.names import (
+    MAX_PARAM,
+    Names,
+    as_text,
+    as_texts,
+    cut,
+    flatten,
+    jsonable,
+)
+from lrfinder.tracking.outboxes import MAX_STEP, Outbox, checked_step, scalar_now
+from lrfinder.tracking.recorders import RunStatus
+from lrfinder.tracking.watching import WATCHABLE, Watch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# How a run ends whose training ended so: results, and no exceptions.
+ENDINGS: dict[str, RunStatus] = {"diverged": "FAILED", "pruned": "KILLED"}
+
+
+class Contents:
+    """What a run is told, on its way into an outbox.
+
+    Args:
+        outbox: Of the run.
+        params: Those that the run has already.
+    """
+
+    def __init__(self, outbox: Outbox, params: Mapping[str, str]) -> None:
+        self._outbox = outbox
+        self._params = dict(params)
+        self._names: dict[str, Names] = {kind: Names() for kind in ("metric", "param", "tag")}
+        self._layouts: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        self._watches: dict[int, Watch] = {}
+        self._add_row = outbox.rows.append
+        self._ending: RunStatus = "FINISHED"
+        self._closed = False
+
+    # -- metrics ----------------------------------------------------------------------------------
+
+    def log_step(
+        self,
+        step: int,
+        loss: Tensor | float,
+        optimizer: torch.optim.Optimizer,
+        **metrics: Tensor | float,
+    ) -> None:
+        """Record an optimizer step, in microseconds: `train/loss`, `lr/<group>` and metrics.
+
+        Call it after `optimizer.step()` and before the scheduler moves on, so that the LRs are
+        those that the step used. Tensors are copied as they are now; those on an accelerator are
+        read later, by the sending thread.
+
+        Args:
+            step: Number of the optimizer step, >= 0.
+            loss: Scalar.
+            optimizer: Its groups are named by their "name", else `group_<index>`.
+            metrics: More scalars of this step, under the names given.
+        """
+        if self._watches and (watch := self._watches.get(id(optimizer))) is not None:
+            metrics |= watch.take()
+        groups = optimizer.param_groups
+        layout = (len(groups), *[group.get("name") for group in groups], *metrics)
+        keys = self._layouts.get(layout)
+        if keys is None:
+            names = ["train/loss", *[f"lr/{name}" for name in group_names(optimizer)], *metrics]
+            keys = self._layouts[layout] = self._keys(names)
+        values = [scalar_now(loss), *[scalar_now(group["lr"]) for group in groups]]
+        if metrics:
+            values += [scalar_now(value) for value in metrics.values()]
+        if type(step) is not int or not 0 <= step < MAX_STEP:
+            step = checked_step(step)
+        self._add_row((time.time_ns() // 1_000_000, step, keys, values))
+
+    def watch(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        every: int = 10,
+        what: Sequence[str] = WATCHABLE,
+    ) -> None:
+        """Let `log_step` record more of each group of this optimizer, at every so many steps.
+
+        `grad_norm/<group>`, `update_ratio/<group>` (the size of a step over that of the weights),
+        `momentum/<group>` and `weight_decay/<group>`; their laws are those of
+        `lrfinder.tracking.watching.Watch`. Watching again replaces what was asked for before. What
+        it costs is measured by `benchmarks.records`.
+
+        Args:
+            optimizer: The one that `log_step` is given.
+            every: Steps from one measurement to the next, >= 1.
+            what: Which of the four.
+
+        Raises:
+            ValueError: If an argument is out of its bounds.
+        """
+        watch = Watch(optimizer, every=every, what=what)
+        if (before := self._watches.pop(id(optimizer), None)) is not None:
+            before.remove()
+        self._watches[id(optimizer)] = watch
+
+    def log_metrics(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Record values at an optimizer step, as `val/loss` at an epoch's end."""
+        keys = self._keys(list(metrics))
+        values = [scalar_now(value) for value in metrics.values()]
+        self._add_row((time.time_ns() // 1_000_000, checked_step(step), keys, values))
+
+    def _keys(self, names: list[str]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError(
+                f"Each metric of a step must have a name of its own, but got {names}."
+            )
+        return tuple(self._names["metric"].clean(name) for name in names)
+
+    # -- params, tags, artifacts ------------------------------------------------------------------
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Record chosen values as `cfg/<name>`; nested mappings are flattened with `/`.
+
+        The prefix keeps them apart from what `mlflow run` logs, which is the command line with its
+        quotes. A value of more than 6000 characters is cut there, and kept whole as the artifact
+        `params/<name>.txt`. The same value may be logged again.
+
+        Raises:
+            ValueError: If a name has another value already: MLflow's params cannot be changed.
+        """
+        flat = {
+            self._names["param"].clean(name): as_text(value)
+            for name, value in flatten(params, "cfg").items()
+        }
+        short = {name: cut(text, MAX_PARAM) for name, text in flat.items()}
+        for name, text in short.items():
+            if self._params.get(name, text) != text:
+                raise ValueError(
+                    f"A param of a run must keep its value, but {name!r} is "
+                    f"{cut(self._params[name], 200)!r} and got "
+                    f"{cut(text, 200)!r}. Record another training in a run of its own: "
+                    "`recorder.child(...)`."
+                )
+        new = {name: text for name, text in short.items() if name not in self._params}
+        self._params |= new
+        self._put({"params": new})
+        for name in new:
+            if flat[name] != short[name]:
+                self.log_text(flat[name], f"params/{name.removeprefix('cfg/')}.txt")
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags; the last value of each stands. More than 5000 characters are visibly cut.
+
+        `lrfinder.status`, which `train` sets, says how the run ends if nothing else does:
+        "diverged" as FAILED, "pruned" as KILLED, any other as FINISHED.
+        """
+        if "lrfinder.status" in tags:
+            self._ending = ENDINGS.get(str(tags["lrfinder.status"]), "FINISHED")
+        clean = self._names["tag"].clean
+        self._put({"tags": {clean(name): text for name, text in as_texts(tags).items()}})
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Keep a matplotlib figure, drawn now, in the format of the name's suffix (`.png`)."""
+        self._put_artifacts(figure_artifact(figure, name))
+
+    def log_text(self, text: str, name: str) -> None:
+        """Keep a text as an artifact of just this name."""
+        self._put_artifacts({check_artifact_name(name): text.encode()})
+
+    def log_dict(self, value: Any, name: str) -> None:
+        """Keep a JSON-able value as an artifact; non-finite numbers as text, as 'nan'."""
+        self._put_artifacts(json_artifact(value, name))
+
+    def log_file(self, path: str | Path, name: str | None = None) -> None:
+        """Keep a file as an artifact, as a checkpoint, under its own name or another.
+
+        It is kept as it is now, by a link where that can be: so replace it later, as checkpoints
+        are, and do not write into it.
+
+        Raises:
+            ValueError: If there is no such file, or the name is no relative path.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"`path` must be a file that exists, but got {str(path)!r}.")
+        self._check_open()
+        self._outbox.put_file(Path(path), check_artifact_name(name or Path(path).name))
+
+    def log_model(self, model: torch.nn.Module, name: str = "model.pt") -> None:
+        """Keep the model's `state_dict` as an artifact that `torch.load` reads."""
+        self._put_artifacts(model_artifact(model, name))
+
+    def log_dataset(
+        self,
+        name: str,
+        *,
+        digest: str,
+        profile: Mapping[str, Any] | None = None,
+        source: str = "",
+        context: str = "training",
+    ) -> None:
+        """Record which data are used, in MLflow's list of data sets.
+
+        Args:
+            name: For people.
+            digest: Equal for equal data, at most 36 characters.
+            profile: More facts, JSON-able.
+            source: Where they come from.
+            context: What for.
+        """
+        if len(digest) > 36:
+            raise ValueError(f"`digest` must have at most 36 characters, but got {digest!r}.")
+        values = {
+            "digest": digest,
+            "source_type": "local",
+            "source": json.dumps({"uri": source}),
+            "profile": json.dumps(jsonable(profile or {})),
+            "context": context,
+        }
+        self._put({"inputs": {name: values}})
+
+    def log_trace(self, trace: Trace, name: str | None = None) -> None:
+        """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
+
+        Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.png` a figure of
+        every step, and `traces/<name>.json` its status in short.
+        """
+        name = name or trace.name or "trace"
+        self._put_artifacts(trace_artifacts(trace, f"traces/{name}"))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            self._refuse()
+
+    def _put(self, entry: dict[str, Any]) -> None:
+        self._check_open()
+        self._outbox.put(entry)
+
+    def _put_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
+        self._check_open()
+        for name, data in artifacts.items():
+            self._outbox.put_artifact(name, data)
+
+    def _refuse(self, row: Any = None) -> None:
+        raise RecordError(
+            f"A closed recorder takes no more, but that of {self._outbox.spool.path} was closed. "
+            "Make a new one."
+        )
