@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lrfinder.comparing.histories import NO_CURVE, RecordedRun, read_runs
 from lrfinder.comparing.pictures import plot_variants
-from lrfinder.comparing.variants import SEEDS, Variant, find_variants, mean_and_spread
+from lrfinder.comparing.variants import SEEDS, TRIAL, Variant, find_variants, mean_and_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +60,9 @@ class Comparison:
 
     @property
     def differing(self) -> list[str]:
-        """The hparams that are not the same in every run."""
-        names = sorted({name for run in self.runs for name in run.hparams})
+        """The hparams that are not the same in every run; not Optuna's numbers that they are made of."""
+        found = {name for run in self.runs for name in run.hparams}
+        names = sorted(name for name in found if not name.startswith(TRIAL))
         return [name for name in names if len({run.hparams.get(name) for run in self.runs}) > 1]
 
     def to_frame(self) -> pd.DataFrame:

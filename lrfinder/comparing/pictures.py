@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # left out, since it cannot be read on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GROUP_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
+WIDE = 20.0  # ratio of the losses from which their axis is logarithmic
 MARKERS = ("", "o", "s", "^", "D")  # for the runs after those that used up the colours
 
 
@@ -96,6 +97,10 @@ def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
         if any(len(run.curves.get(metric, NO_CURVE)[0]) < 3 for run in variant.runs):
             style["marker"] = "o"  # a line of one point cannot be seen
         _draw(axes, variant, metric, linewidth=1.8, markevery=0.1, **style)
+    drawn = np.concatenate([[], *(line.get_ydata() for line in axes.lines)]).astype(float)
+    drawn = drawn[np.isfinite(drawn)]
+    if len(drawn) and drawn.min() > 0 and drawn.max() > WIDE * drawn.min():
+        axes.set_yscale("log")  # else one loss that jumped makes a flat line of all others
     axes.set_xlabel("optimizer step")
     axes.set_ylabel(metric if metric == "train/loss" else f"{metric} (thin: train/loss)")
     handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(variants))]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lrfinder.comparing.histories import Curve, RecordedRun
 
 SEEDS = ("cfg/seed", "seed")  # the hparams that make no variant
-_TRIAL = "cfg/trial/"  # Optuna's own numbers, of which the hparams are made
+TRIAL = "cfg/trial/"  # Optuna's own numbers, of which the hparams are made
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def find_variants(runs: Iterable[RecordedRun]) -> list[Variant]:
         kept = {
             name: text
             for name, text in run.hparams.items()
-            if name not in SEEDS and not name.startswith(_TRIAL)
+            if name not in SEEDS and not name.startswith(TRIAL)
         }
         key = (tuple(sorted(kept.items())), tuple(sorted(run.lrs))) if kept else run.run_id
         groups.setdefault(key, []).append(run)

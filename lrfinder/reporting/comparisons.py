@@ -14,9 +14,29 @@ if TYPE_CHECKING:
 
 def comparison_report(comparison: Comparison) -> Report:
     """Recorded runs side by side: the report behind `compare.html`."""
-    metric = comparison.metric
-    differing = comparison.differing_but_seed
-    heads = [Column("runs that differ in their seed alone"), *_hparam_columns(differing)]
+    metric, winner = comparison.metric, comparison.winner
+    best = "" if winner is None else f"{winner.name}, {comparison.best(winner)[0]:.4g}"
+    picture = Section(
+        title="Learning rates and losses",
+        figures={
+            "A colour is a variant, a line style a param group; a band is the spread over seeds, "
+            "from the lowest to the highest.": comparison.plot()[0].figure
+        },
+    )
+    sections = [picture, _runs_section(comparison)]
+    if any(len(variant.runs) > 1 for variant in comparison.variants):
+        sections.insert(1, _seeds_section(comparison))
+    return Report(
+        title=f"{metric} of {len(comparison.runs)} runs",
+        facts={"metric": metric, "runs": str(len(comparison.runs))},
+        headline=f"Best {metric}: {best}." if best else "",
+        sections=sections,
+    )
+
+
+def _seeds_section(comparison: Comparison) -> Section:
+    differing, metric = comparison.differing_but_seed, comparison.metric
+    heads = [Column("variant"), *_hparam_columns(differing)]
     heads += [Column(f"{kind} {metric}", number=True) for kind in ("last", "best")]
     heads += [Column(title, number=True) for title in ("runs", "diverged")]
     rows = []
@@ -24,34 +44,26 @@ def comparison_report(comparison: Comparison) -> Report:
         cells = [row["variant"], *(_text(row[name]) for name in differing)]
         cells += [_mean(row["final"], row["final_sd"]), _mean(row["best"], row["best_sd"])]
         rows.append(Row((*cells, str(row["runs"]), str(row["diverged"]))))
-    each = [Column("run"), *_hparam_columns(comparison.differing)]
-    each += [Column(title, number=True) for title in ("last", "best", "at step", "steps")]
-    runs = []
-    for row in comparison.to_frame().to_dict("records"):
-        cells = [row["name"], *(_text(row[name]) for name in comparison.differing)]
-        cells += [format_number(row["final"]), format_number(row["best"])]
-        runs.append(Row((*cells, _text(row["best_step"]), _text(row["steps"]), row["status"])))
-    sections = [
-        Section(
-            title="Learning rates and losses",
-            figures={
-                "A colour is a variant, a line style a param group; a band is the spread over "
-                "seeds, from the lowest to the highest.": comparison.plot()[0].figure
-            },
-        ),
-        Section(title="Means", tables=(Table(tuple(heads), tuple(rows)),),
-                notes=["Mean ± standard deviation over the runs with a finite value."]),
-        Section(title="Runs", tables=(Table((*each, Column("status")), tuple(runs)),)),
-    ]  # fmt: skip
-    winner = comparison.winner
-    best = (
-        ""
-        if winner is None
-        else f"Best {metric}: {winner.name}, {comparison.best(winner)[0]:.4g}."
+    note = (
+        "Runs that differ in their seed alone: mean ± standard deviation over those with a finite "
+        "value."
     )
-    facts = {"metric": metric, "runs": str(len(comparison.runs))}
-    return Report(title=f"{metric} of {len(comparison.runs)} runs", facts=facts, headline=best,
-                  sections=sections)  # fmt: skip
+    return Section(title="Over seeds", tables=(Table(tuple(heads), tuple(rows)),), notes=[note])
+
+
+def _runs_section(comparison: Comparison) -> Section:
+    differing, winner = comparison.differing, comparison.winner
+    heads = [Column("run"), *_hparam_columns(differing)]
+    heads += [Column(title, number=True) for title in ("last", "best", "at step", "steps")]
+    rows = []
+    for row in comparison.to_frame().to_dict("records"):
+        is_best = winner is not None and row["run"] == winner.run_id
+        cells = [f"{row['name']} *" if is_best else row["name"]]
+        cells += [_text(row[name]) for name in differing]
+        cells += [format_number(row["final"]), format_number(row["best"])]
+        rows.append(Row((*cells, _text(row["best_step"]), _text(row["steps"]), row["status"])))
+    table = Table((*heads, Column("status")), tuple(rows))
+    return Section(title="Runs", tables=(table,), notes=["The best one is marked with *."])
 
 
 def _hparam_columns(names: Sequence[str]) -> list[Column]:

@@ -96,6 +96,7 @@ class MlflowRecorder(Contents):
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> folder = tempfile.mkdtemp()
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimizer = torch.optim.SGD([{"params": [weight], "name": "all"}], lr=0.1)

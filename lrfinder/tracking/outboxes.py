@@ -67,7 +67,7 @@ class Outbox:
         now = time.monotonic()
         found = dict(sample)
         if self._steps and now > self._since:
-            found["train/steps_per_second"] = self._steps / (now - self._since)
+            found["system/steps_per_second"] = self._steps / (now - self._since)
         self._since, self._steps = now, 0
         keys, values = tuple(found), list(found.values())
         self.rows.append((time.time_ns() // 1_000_000, self.last_step, keys, values))

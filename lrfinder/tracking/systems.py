@@ -51,10 +51,11 @@ class SystemMonitor:
             monitor.collect_metrics()
             found |= monitor.aggregate_metrics()
             monitor.clear_metrics()
-        found["process_memory_megabytes"] = self._process.memory_info().rss / 1e6
+        memory = self._process.memory_info().rss
+        found["process_memory_megabytes"] = memory / 1e6
         unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        found["process_peak_memory_megabytes"] = peak / 1e6
+        found["process_peak_memory_megabytes"] = max(peak, memory) / 1e6
         if torch.cuda.is_available():
             found["gpu_peak_memory_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
         return {f"system/{name}": float(value) for name, value in found.items()}

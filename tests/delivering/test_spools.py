@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrfinder.delivering.spools import Header, Journal, Spool, decode, encode, find_spools
@@ -26,6 +26,7 @@ def same(left: Any, right: Any) -> bool:
     return repr(left) == repr(right)  # NaN is NaN here
 
 
+@settings(deadline=None)
 @given(entries)
 def test_an_entry_is_read_as_it_was_written(entry: dict[str, Any]) -> None:
     line = encode(entry)
@@ -33,6 +34,7 @@ def test_an_entry_is_read_as_it_was_written(entry: dict[str, Any]) -> None:
     assert same(decode(line), entry)
 
 
+@settings(deadline=None)
 @given(entries, st.data())
 def test_a_line_with_a_wrong_byte_is_noticed(entry: dict[str, Any], data: st.DataObject) -> None:
     line = bytearray(encode(entry))

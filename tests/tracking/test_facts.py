@@ -100,7 +100,7 @@ def test_a_training_records_its_data_its_schedule_and_every_step(mlflow_uri: str
     assert all(row.value > 0 for row in norms)
     assert len(client.get_metric_history(recorder.run_id, "lr/head")) == len(trace) == 9
     names = {item.path for item in client.list_artifacts(recorder.run_id, "traces")}
-    assert names == {"traces/trace.json", "traces/trace.parquet", "traces/trace.png"}
+    assert names == {"traces/train.json", "traces/train.parquet", "traces/train.png"}
     state = torch.load(client.download_artifacts(recorder.run_id, "model.pt"))
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
@@ -149,7 +149,7 @@ def test_the_load_of_the_machine_and_the_speed(
     assert 0 < metrics["system/process_memory_megabytes"] < 1e6
     assert metrics["system/process_peak_memory_megabytes"] > 10
     assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
-    speeds = MlflowClient().get_metric_history(recorder.run_id, "train/steps_per_second")
+    speeds = MlflowClient().get_metric_history(recorder.run_id, "system/steps_per_second")
     assert len(speeds) >= 2
     middle = float(np.median([row.value for row in speeds]))
     assert step / seconds / 5 < middle < step / seconds * 5

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrfinder.tracking.watching import WATCHABLE, Watch
@@ -34,6 +34,7 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
+@settings(deadline=None)
 @given(st.floats(1e-6, 1e6))
 def test_norms_are_those_of_the_whole_group(size: float) -> None:
     optimizer = two_groups()
@@ -45,7 +46,7 @@ def test_norms_are_those_of_the_whole_group(size: float) -> None:
     for group in optimizer.param_groups:
         name = group["name"]
         change = flat(group["params"]) - before[name]
-        assert float(found[f"grad_norm/{name}"]) == pytest.approx(size * math.sqrt(12))
+        assert float(found[f"grad_norm/{name}"]) == pytest.approx(size * math.sqrt(12), rel=1e-5)
         ratio = float(change.norm() / before[name].norm())
         assert float(found[f"update_ratio/{name}"]) == pytest.approx(ratio, rel=1e-5)
         assert found[f"momentum/{name}"] == 0.0
