@@ -60,7 +60,7 @@ def start_following(session: Path) -> subprocess.Popen[bytes] | None:
 def follow(session: str) -> None:
     """Deliver until the training has ended and everything is there, or the store stays away."""
     with contextlib.suppress(OSError):
-        os.nice(10)  # the training comes first
+        os.nice(19)  # the training comes first
     folder = Path(session)
     courier = Courier(folder)
     given_up = None

@@ -55,6 +55,9 @@ class Contents:
         self._names: dict[str, Names] = {kind: Names() for kind in ("metric", "param", "tag")}
         self._layouts: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self._watches: dict[int, Watch] = {}
+        self._optimizer: torch.optim.Optimizer | None = None  # that of the last step, and its keys
+        self._group_count = 0
+        self._keys_of_step: tuple[str, ...] = ()
         self._add_row = outbox.rows.append
         self._ending: RunStatus = "FINISHED"
         self._closed = False
@@ -80,20 +83,41 @@ class Contents:
             optimizer: Its groups are named by their "name", else `group_<index>`.
             metrics: More scalars of this step, under the names given.
         """
-        if self._watches and (watch := self._watches.get(id(optimizer))) is not None:
-            metrics |= watch.take()
         groups = optimizer.param_groups
-        layout = (len(groups), *[group.get("name") for group in groups], *metrics)
-        keys = self._layouts.get(layout)
-        if keys is None:
-            names = ["train/loss", *[f"lr/{name}" for name in group_names(optimizer)], *metrics]
-            keys = self._layouts[layout] = self._keys(names)
-        values = [scalar_now(loss), *[scalar_now(group["lr"]) for group in groups]]
-        if metrics:
-            values += [scalar_now(value) for value in metrics.values()]
+        if metrics or self._watches or optimizer is not self._optimizer:
+            keys = self._step_keys(optimizer, metrics)
+        elif len(groups) == self._group_count:
+            keys = self._keys_of_step
+        else:
+            keys = self._step_keys(optimizer, metrics)
         if type(step) is not int or not 0 <= step < MAX_STEP:
             step = checked_step(step)
-        self._add_row((time.time_ns() // 1_000_000, step, keys, values))
+        # Spelled out, since between two steps of a training nothing of this is in a CPU's cache,
+        # and each call costs microseconds.
+        values = [loss if type(loss) is float else scalar_now(loss)]
+        for group in groups:
+            lr = group["lr"]
+            values.append(lr if type(lr) is float else scalar_now(lr))
+        if metrics:
+            values += [scalar_now(value) for value in metrics.values()]
+        self._add_row((time.time_ns(), step, keys, *values))
+
+    def _step_keys(
+        self, optimizer: torch.optim.Optimizer, metrics: dict[str, Tensor | float]
+    ) -> tuple[str, ...]:
+        """The names of a row's values; what is watched is added to the metrics."""
+        if (watch := self._watches.get(id(optimizer))) is not None:
+            metrics |= watch.take()
+        names = group_names(optimizer)
+        layout = (*names, "", *metrics)
+        keys = self._layouts.get(layout)
+        if keys is None:
+            found = ["train/loss", *[f"lr/{name}" for name in names], *metrics]
+            keys = self._layouts[layout] = self._keys(found)
+        if not metrics:
+            self._optimizer, self._group_count = optimizer, len(names)
+            self._keys_of_step = keys
+        return keys
 
     def watch(
         self,
@@ -126,7 +150,7 @@ class Contents:
         """Record values at an optimizer step, as `val/loss` at an epoch's end."""
         keys = self._keys(list(metrics))
         values = [scalar_now(value) for value in metrics.values()]
-        self._add_row((time.time_ns() // 1_000_000, checked_step(step), keys, values))
+        self._add_row((time.time_ns(), checked_step(step), keys, *values))
 
     def _keys(self, names: list[str]) -> tuple[str, ...]:
         if len(set(names)) != len(names):

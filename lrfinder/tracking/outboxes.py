@@ -20,7 +20,8 @@ from lrfinder.delivering.spools import LINE_METRICS, Entry, Journal, Spool
 MAX_STEP = 2**63
 STEP_KEYS = ("train/loss",)  # the first key of a row that is an optimizer step
 
-Row: TypeAlias = tuple[int, int, Sequence[str], list[Any]]  # milliseconds, step, keys, values
+Row: TypeAlias = tuple[Any, ...]  # nanoseconds, step, keys, and a value for each: one object
+Line: TypeAlias = tuple[int, int, Sequence[str], list[Any]]  # milliseconds, step, keys, values
 
 
 class Outbox:
@@ -70,7 +71,7 @@ class Outbox:
             found["system/steps_per_second"] = self._steps / (now - self._since)
         self._since, self._steps = now, 0
         keys, values = tuple(found), list(found.values())
-        self.rows.append((time.time_ns() // 1_000_000, self.last_step, keys, values))
+        self.rows.append((time.time_ns(), self.last_step, keys, *values))
 
     def write(self) -> None:
         """Write all that is there now into the spool; what cannot be written stays.
@@ -79,7 +80,7 @@ class Outbox:
             OSError: If the spool cannot be written.
         """
         with self._lock:
-            rows = list(self.rows)
+            rows = [(row[0] // 1_000_000, row[1], row[2], [*row[3:]]) for row in list(self.rows)]
             self._fetch(rows)
             self._note_nonfinite(rows)
             others = list(self._others)
@@ -116,7 +117,7 @@ class Outbox:
         path.write_bytes(data)
         return {"artifact": name, "file": str(path.relative_to(self.spool.path))}
 
-    def _fetch(self, rows: list[Row]) -> None:
+    def _fetch(self, rows: list[Line]) -> None:
         try:
             _fetch(rows)
         except Exception as error:
@@ -125,7 +126,7 @@ class Outbox:
             for _, _, _, values in rows:
                 values[:] = [math.nan if isinstance(v, Tensor) else v for v in values]
 
-    def _note_nonfinite(self, rows: list[Row]) -> None:
+    def _note_nonfinite(self, rows: list[Line]) -> None:
         """NaN in the place of an infinity, of which MLflow makes 1.8e308: no chart shows that."""
         tags: dict[str, str] = {}
         for _, step, keys, values in rows:
@@ -141,7 +142,7 @@ class Outbox:
             self._others.appendleft({"tags": tags})  # before the run's end
 
 
-def _blocks(rows: list[Row]) -> Iterator[Entry]:
+def _blocks(rows: list[Line]) -> Iterator[Entry]:
     """Rows as lines of the journal: rows of the same keys in one, as many as fit a request."""
     start = 0
     while start < len(rows):
@@ -158,16 +159,16 @@ def _blocks(rows: list[Row]) -> Iterator[Entry]:
 
 def scalar_now(value: Any) -> float | Tensor:
     """The value as it is now: a number, or a copy on its accelerator that is not waited for."""
-    if type(value) is float:
-        return value
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                "A recorded value must be a scalar, but got a tensor of shape "
-                f"{tuple(value.shape)}."
-            )
-        return float(value.item()) if value.is_cpu else value.detach().clone()
-    return float(value)
+    if not isinstance(value, Tensor):
+        return float(value)
+    if value.is_cpu and value.dim() == 0:
+        number: float = value.item()
+        return number
+    if value.numel() != 1:
+        raise ValueError(
+            f"A recorded value must be a scalar, but got a tensor of shape {tuple(value.shape)}."
+        )
+    return float(value.item()) if value.is_cpu else value.detach().clone()
 
 
 def checked_step(step: Any) -> int:
@@ -185,7 +186,7 @@ def checked_step(step: Any) -> int:
 
 
 @torch.no_grad()
-def _fetch(rows: Sequence[Row]) -> None:
+def _fetch(rows: Sequence[Line]) -> None:
     """Put a number in the place of each tensor, with one copy for each device and dtype."""
     places: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
     for _, _, _, values in rows:

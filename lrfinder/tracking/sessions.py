@@ -29,6 +29,7 @@ from lrfinder.tracking.systems import SystemMonitor
 INTERVAL = 0.4  # seconds between two writings of the spools
 FOLLOW_AFTER = 2.0  # seconds; what is shorter is delivered at its end
 FACTS_TIMEOUT = 5.0  # seconds that the end of a run waits for what git says
+THREAD_TIMEOUT = 10.0  # seconds that the end waits for a thread that a disk keeps waiting
 PATIENCE = 60.0  # seconds without an answer after which a flush without a timeout gives up
 
 _log = logging.getLogger("lrfinder")
@@ -112,6 +113,8 @@ class Session:
     def end(self) -> None:
         """Stop writing, and leave what is not delivered to whoever delivers it later."""
         self._ended.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(THREAD_TIMEOUT)  # it may be starting who follows
         self._lock.release()
         if find_spools(self.path):
             # The process that follows goes on, and waits for the store. It is nobody's to wait for.

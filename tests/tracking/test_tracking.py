@@ -220,7 +220,7 @@ def test_nonfinite_values_are_nan_and_a_tag_says_what_they_were(mlflow_uri: str)
 def test_values_of_a_lost_device_are_said_and_the_rest_is_kept(mlflow_uri: str) -> None:
     # The meta device stands for one that broke: its tensors cannot be read.
     with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
-        recorder._outbox.rows.append((1, 0, ("loss", "lr"), [torch.ones((), device="meta"), 0.5]))
+        recorder._outbox.rows.append((1, 0, ("loss", "lr"), torch.ones((), device="meta"), 0.5))
         with pytest.raises(RecordError, match="could not be read from their device"):
             recorder.flush()
     client = MlflowClient(mlflow_uri)
