@@ -226,7 +226,13 @@ class _Delivery:
 
         for name, values in inputs.items():
             tags = [InputTag("mlflow.data.context", values.pop("context"))]
-            self.client.log_inputs(self.run_id, [DatasetInput(Dataset(name=name, **values), tags)])
+            dataset = Dataset(name=name, **values)
+            try:
+                self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+            except Exception as error:
+                if not self._is_refusal(error):
+                    raise
+                self.state.refused.append(f"data set {name} ({first_line(error)})")
 
     def _artifacts(self) -> list[Exception]:
         errors = []

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from benchmarks.servers import MlflowServer, postgres
+from lrfinder.commands import main
 from lrfinder.delivering import following
 from lrfinder.delivering.following import start_following
 from lrfinder.delivering.sending import LOST, is_recording, sending
@@ -293,6 +294,22 @@ def test_a_spool_beside_other_things_leaves_them_alone(mlflow_uri: str, tmp_path
     (synced,) = sync(spool.path)
     assert synced.complete
     assert os.listdir(spool.path.parent) == ["thesis.tex"]
+
+
+def test_the_command_says_what_became_of_each_spool(
+    mlflow_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_id = MlflowClient().create_run("0").info.run_id
+    abandoned_spool(tmp_path, "http://127.0.0.1:9", run_id=run_id)
+    assert main(["sync", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{run_id}: not there: 50 metrics (steps 0 to 49)" in said
+    assert "does not answer" in said
+    assert main(["sync", str(tmp_path), "--tracking-uri", mlflow_uri]) == 0
+    assert f"{run_id}: complete" in capsys.readouterr().out
+    assert main(["sync", str(tmp_path)]) == 0
+    assert "Nothing waits in" in capsys.readouterr().out
+    assert rows(mlflow_uri, run_id) == list(range(50))
 
 
 # -- who follows ----------------------------------------------------------------------------------
