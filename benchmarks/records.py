@@ -277,8 +277,7 @@ def _row(what: str, uri: str, run_id: str | None, steps: int) -> dict[str, Any]:
 
 def kills(folder: Path, *, count: int, at_once: int = 5) -> list[dict[str, Any]]:
     """Trainings that are killed at random moments, then `sync`."""
-    from mlflow import MlflowClient  # noqa: F401 - here once, and not in each child
-
+    two_groups()  # what torch and MLflow load on first use is loaded here, and not in each child
     uri, spool = f"sqlite:///{folder}/kills.db", folder / "spool"
     with lrfinder.MlflowRecorder("kills", tracking_uri=uri, spool=spool):
         pass  # makes the store
@@ -288,7 +287,9 @@ def kills(folder: Path, *, count: int, at_once: int = 5) -> list[dict[str, Any]]
         batch = []
         for i in range(first, min(first + at_once, count)):
             told.append(folder / f"kill-{i}")
-            batch.append((_child(uri, spool, i, told[-1]), 0.3 + 3.2 * moments.random()))
+            batch.append((_child(uri, spool, i, told[-1]), 0.1 + 3.9 * moments.random()))
+        while not all(path.exists() for path in told):
+            time.sleep(0.02)  # the moments count from the first steps on
         with contextlib.ExitStack() as stack:
             for pid, wait in batch:
                 timer = threading.Timer(wait, os.kill, (pid, signal.SIGKILL))
@@ -305,8 +306,6 @@ def kills(folder: Path, *, count: int, at_once: int = 5) -> list[dict[str, Any]]
     for i, path in enumerate(told):
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         times = [(int(step), float(when)) for step, when in map(str.split, lines)]
-        if not times:
-            continue  # killed before its first step
         run = by_name[f"killed {i}"]
         ended += run.info.status == "KILLED"
         found = steps_of(uri, run.info.run_id)

@@ -144,6 +144,15 @@ class Spool:
                 entry = decode(line)
                 yield entry or {"damaged": f"bytes {start} to {offset} of {JOURNAL}"}, offset
 
+    def is_delivered(self) -> bool:
+        """Whether the store has all that is there now; costs nothing, however much that is."""
+        state = self.state()
+        try:
+            size = self.journal_path.stat().st_size
+        except FileNotFoundError:
+            return True  # it was removed, since its run has ended
+        return state.offset == size and not state.waiting and not state.refused
+
     def left(self, state: State | None = None) -> str:
         """What is not in the store, in words; empty where all of it is."""
         if not self.is_there:

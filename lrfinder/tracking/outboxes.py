@@ -70,6 +70,8 @@ class Outbox:
         if self._steps and now > self._since:
             found["system/steps_per_second"] = self._steps / (now - self._since)
         self._since, self._steps = now, 0
+        if not found:
+            return
         keys, values = tuple(found), list(found.values())
         self.rows.append((time.time_ns(), self.last_step, keys, *values))
 

@@ -134,7 +134,7 @@ class Session:
             for outbox in list(self._outboxes):
                 try:
                     outbox.write()
-                except OSError as error:
+                except Exception as error:  # whatever it is: the next `flush` raises it
                     self._say(
                         f"The spool {outbox.spool.path} cannot be written: {error}. What is "
                         "recorded is kept in memory, and lost if this process is killed. Make room."
@@ -148,7 +148,11 @@ class Session:
 
     def _sample(self, outboxes: list[Outbox]) -> None:
         assert self._monitor is not None
-        sample = self._monitor.sample()
+        try:
+            sample = self._monitor.sample()
+        except Exception as error:  # of a driver that went away, or a system that hides its state
+            self._say(f"The load of the machine could not be measured: {error}")
+            sample = {}
         for outbox in outboxes:
             outbox.put_sample(sample)
 
@@ -226,13 +230,15 @@ class Session:
         while delivering.is_alive():
             left = 1.0 if timeout is None else began + timeout - time.monotonic()
             if left <= 0 or patience.is_over():
-                raise TimeoutError(f"no answer within {timeout or PATIENCE:g} s")
+                raise TimeoutError(
+                    f"no answer within {PATIENCE if timeout is None else timeout:g} s"
+                )
             delivering.join(min(left, 1.0))
         if delivering.failure is not None:
             raise delivering.failure
         if error := delivering.errors.get(outbox.spool.path):
             raise error
-        if outbox.spool.left():
+        if not outbox.spool.is_delivered():
             # Written after that delivery had passed by.
             raise TimeoutError("the store has not answered yet")
 
