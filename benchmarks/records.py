@@ -181,7 +181,7 @@ class Training:
         return time.perf_counter() - start
 
 
-def step_ratio(folder: Path, *, rounds: int, steps: int = 1500) -> list[dict[str, Any]]:
+def step_ratio(folder: Path, *, rounds: int, steps: int = 1000) -> list[dict[str, Any]]:
     """A training with steps of a millisecond, the recorder on against off, in turns."""
     training = Training()
     uri = f"sqlite:///{folder}/steps.db"
@@ -275,7 +275,7 @@ def _row(what: str, uri: str, run_id: str | None, steps: int) -> dict[str, Any]:
     return {"what": what, "rows": steps, "missing": missing, "doubled": doubled}
 
 
-def kills(folder: Path, *, count: int, at_once: int = 5) -> list[dict[str, Any]]:
+def kills(folder: Path, *, count: int, at_once: int = 10) -> list[dict[str, Any]]:
     """Trainings that are killed at random moments, then `sync`."""
     two_groups()  # what torch and MLflow load on first use is loaded here, and not in each child
     uri, spool = f"sqlite:///{folder}/kills.db", folder / "spool"
@@ -384,7 +384,7 @@ def quiet() -> Iterator[None]:
 def main() -> None:
     """Measure, print and write `results/records.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--away", type=float, default=60.0)
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument(
