@@ -57,7 +57,7 @@ class MlflowRecorder(Contents):
     """A run of MLflow: loss and LRs at every optimizer step, and whatever else it is told.
 
     Law: a row holds the time at which it was recorded. `log_step` puts it into a queue in memory; a
-    thread appends the queue to a spool on the disk about twice a second; a process that follows
+    thread appends the queue to a spool on the disk four times a second; a process that follows
     sends the spool about every second, and a row leaves it when the store has acknowledged it.
     Sending one twice is harmless. So a training waits for neither disk nor store, a kill loses
     less than a second, and where the store is away the record waits in the spool: `flush` and

@@ -48,3 +48,16 @@ def test_ratios_meet_their_bars() -> None:
     assert imports["rows"][-1]["ratio"] <= imports["bar"]
     assert imports["heavy_modules_loaded"] == "[]"
     assert lrs["agree"] == lrs["total"] > 0
+
+
+def test_records_are_complete_and_meet_their_bars() -> None:
+    rows = tables.read("records")["rows"]
+    losses = [row for row in rows if "missing" in row]
+    assert len(losses) == 3
+    assert all((row["missing"], row["doubled"]) == (0, 0) for row in losses)
+    assert all(row["rows"] > 1000 for row in losses)
+    rates = [row for row in rows if "times" in row]
+    assert len(rates) == 3
+    assert all(row["times"] >= row["bar"] for row in rates)
+    assert all(row["microseconds"] <= row["bar"] for row in rows if "microseconds" in row)
+    assert all(row["mebibytes"] <= row["bar"] for row in rows if "mebibytes" in row)
