@@ -405,8 +405,8 @@ def test_a_signal_during_a_search_kills_parent_and_trial(
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     statuses = [run.info.status for run in runs(place)]
-    assert statuses.count("KILLED") == 2  # the search and its trial
-    assert "RUNNING" not in statuses
+    assert len(statuses) >= 2  # the search and its trials that were under way
+    assert set(statuses) == {"KILLED"}
 
 
 # -- small parts ----------------------------------------------------------------------------------

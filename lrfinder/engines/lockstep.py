@@ -281,6 +281,7 @@ class Lockstep:
     def _check(self, active: Sequence[Job]) -> None:
         """Compare the gradients of the next step both ways, for the first replica and the last."""
         assert self._stack is not None
+        self._enter(None)  # so that the streams are what they will be again
         with self._original_unused():
             complaint = self._compare(active)
             if complaint is not None and self._stack.draws:

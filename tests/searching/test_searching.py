@@ -225,6 +225,39 @@ def test_ctrl_c_leaves_no_trial_running_and_the_interrupted_one_is_made_up(
     assert "KeyboardInterrupt" in study.trials[1].user_attrs["reason"]
 
 
+def test_trials_in_lockstep_are_trained_as_each_alone(measured: lrfinder.RangeTest) -> None:
+    """Shuffled with the random state of the process, with dropout, at different LRs, four at a time."""
+    task = tiny_task()
+    study = quiet_search(
+        task, 7, warm_start=measured, engine="lockstep", at_once=4, pruner="NopPruner"
+    )
+    assert study.user_attrs["lrfinder.engine"]["engine"] == "lockstep"
+    assert [trial.number for trial in study.trials] == list(range(7))
+    for trial in study.trials:
+        assert trial.state is TrialState.COMPLETE
+        hparams = trial.user_attrs["hparams"]
+        alone = lrfinder.train_task(task, **hparams, seed=0, num_epochs=task.num_epochs)
+        assert trial.value == pytest.approx(alone.last("val/loss"), rel=1e-3)
+        assert trial.user_attrs["steps"] == len(alone)
+
+
+def test_a_pruned_trial_makes_room_at_once(measured: lrfinder.RangeTest) -> None:
+    begun: list[int] = []
+
+    def make_model() -> nn.Module:
+        begun.append(1)
+        return TinyNet()
+
+    ended: list[int] = []
+    study = quiet_search(
+        tiny_task(make_model=make_model), 6, warm_start=measured, engine="lockstep", at_once=2,
+        pruner=optuna.pruners.ThresholdPruner(upper=1e-9),
+        on_trial=lambda study, trial: ended.append(len(begun)),
+    )  # fmt: skip
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 6
+    assert ended == [2, 2, 4, 4, 6, 6]  # two are under way, and as two end two begin
+
+
 def test_a_pruner_ends_a_training_early(measured: lrfinder.RangeTest) -> None:
     pruner = optuna.pruners.ThresholdPruner(upper=1e-9)
     study = quiet_search(tiny_task(), 3, warm_start=measured, pruner=pruner)
@@ -305,6 +338,7 @@ def test_a_range_test_is_made_where_none_is_given() -> None:
         ({"metric": "val/f1"}, "`metric` must be one of val/loss, val/accuracy"),
         ({"direction": "up"}, "`direction` must be"),
         ({"engine": "warp"}, "`engine` must be"),
+        ({"at_once": 0}, "`at_once >= 1` must hold"),
         ({"sampler": "Nope"}, "`sampler` must be one of"),
         ({"pruner": "Nope"}, "`pruner` must be one of"),
         ({"storage": "Nope"}, "`storage` must be the URL"),
