@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lrfinder.engines.choosing import Chooser, differs, tolerance
+from lrfinder.engines.fitting import Unfit, alike, changing_buffers, out_of_memory
 from lrfinder.engines.randomness import Stream
-from lrfinder.engines.stacking import Stack, Unfit, alike, changing_buffers, out_of_memory
+from lrfinder.engines.stacking import Stack
 from lrfinder.engines.updates import Update, make_update
 from lrfinder.stepping import Replica, Steps
 from lrfinder.tasks import Batch

@@ -12,11 +12,11 @@ import torch
 from lrfinder.engines.batches import GIB
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.courses import SharedOrders
+from lrfinder.engines.fitting import Unfit, capacity_for
 from lrfinder.engines.lockstep import Job, Lockstep
 from lrfinder.engines.one_by_one import SteppingEngine
 from lrfinder.engines.plans import Plan
 from lrfinder.engines.randomness import Stream
-from lrfinder.engines.stacking import Unfit, capacity_for
 from lrfinder.snapshots import Snapshot, trained_tensors
 from lrfinder.stepping import Replica, StopRule
 from lrfinder.tasks import Batch, Loader

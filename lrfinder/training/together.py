@@ -14,9 +14,9 @@ import torch
 from lrfinder.datasets import TensorLoader
 from lrfinder.engines import ENGINES
 from lrfinder.engines.choosing import Chooser
+from lrfinder.engines.fitting import capacity_for
 from lrfinder.engines.lockstep import Job, Lockstep
 from lrfinder.engines.randomness import Stream
-from lrfinder.engines.stacking import capacity_for
 from lrfinder.groups import set_learning_rate
 from lrfinder.schedules import Spec
 from lrfinder.stepping import Replica, Steps

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lrfinder
 from lrfinder.engines import LockstepEngine, Plan
 from lrfinder.engines.choosing import Chooser, differs
-from lrfinder.engines.stacking import Stack, Unfit, stacked
+from lrfinder.engines.fitting import Unfit, stacked
+from lrfinder.engines.stacking import Stack
 from lrfinder.stepping import Replica
 from tests.engines.models import batches, frozen_trunk, loss_fn, make, make_engine, plans, sgd
 from tests.helpers import Quadratic, quadratic_loss
