@@ -58,9 +58,7 @@ class Stream:
 
     def same(self, other: Stream) -> bool:
         """Whether both would draw the same."""
-        if self.state is other.state:
-            return True
-        return all(torch.equal(a, b) for a, b in zip(self.state, other.state, strict=True))
+        return self.state is other.state or _equal(self.state, other.state)
 
 
 class RandomPerReplica:
@@ -103,10 +101,12 @@ class RandomPerReplica:
         if self._drawer is not None:
             self.draws = bool(self.draws) or self._drawer.drew
         elif self.together:
-            now = Stream(self.streams[0].device)
-            self.draws = bool(self.draws) or not now.same(self.streams[0])
+            before = self.streams[0].state
+            self.streams[0].keep_torch()
+            now = self.streams[0].state
+            self.draws = bool(self.draws) or not _equal(before, now)
             for stream in self.streams:
-                stream.state = now.state
+                stream.state = now
 
 
 class _DrawOneByOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -159,6 +159,10 @@ def _part(value: Any, index: int, count: int) -> Any:
     if isinstance(value, (list, tuple)) and value and value[0] == count:
         return value[1:]
     return value
+
+
+def _equal(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _device_state(device: torch.device) -> list[Tensor]:
