@@ -18,6 +18,8 @@ from lrfinder.snapshots import loader_generators, random_state, set_random_state
 from lrfinder.tasks import Batch, Loader, seed_everything
 
 GIB = 2**30
+# Places in one order at which it is drawn from without beginning again, where it is not kept.
+MOST_STREAMS = 4
 
 
 class BatchOrders:
@@ -62,7 +64,7 @@ class BatchOrders:
         self.memory = memory
         self.kept_bytes = 0
         self._kept: dict[int, list[Batch]] = {}
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, list[_Stream]] = {}
 
     def batches(self, order: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an order from number `skip` on, without an end.
@@ -82,9 +84,7 @@ class BatchOrders:
 
     def _drawn(self, order: int, index: int) -> Batch:
         kept = self._kept[order]
-        stream = self._streams.get(order)
-        if stream is None or stream.position > index:
-            stream = self._streams[order] = _Stream(self.loader, derived_seed(self.seed, order))
+        stream = self._stream(order, index)
         while True:
             position, batch = stream.position, stream.draw()
             if position == len(kept) and self._has_room(batch):
@@ -92,6 +92,16 @@ class BatchOrders:
                 batch = copied(batch)
             if position == index:
                 return batch
+
+    def _stream(self, order: int, index: int) -> _Stream:
+        """One that stands at the batch; or a new one, which is to be drawn up to there."""
+        streams = self._streams.setdefault(order, [])
+        for stream in streams:
+            if stream.position == index:
+                return stream
+        streams.append(_Stream(self.loader, derived_seed(self.seed, order)))
+        del streams[:-MOST_STREAMS]
+        return streams[-1]
 
     def _has_room(self, batch: Batch) -> bool:
         size = num_bytes(batch)

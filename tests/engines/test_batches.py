@@ -70,6 +70,22 @@ def test_what_does_not_fit_is_drawn_again() -> None:
     assert len(orders._kept[0]) == 2
 
 
+def test_two_places_of_an_order_that_is_not_kept_are_drawn_from_in_turn() -> None:
+    drawn: list[int] = []
+
+    class Counted:
+        def __iter__(self) -> Any:
+            for number in range(10):
+                drawn.append(number)
+                yield torch.tensor([number])
+
+    orders = BatchOrders(Counted(), seed=0, memory=0)
+    ahead, behind = orders.batches(0, skip=5), orders.batches(0)
+    pairs = [(int(next(ahead)), int(next(behind))) for _ in range(4)]
+    assert pairs == [(5, 0), (6, 1), (7, 2), (8, 3)]
+    assert len(drawn) == 9 + 4  # neither begins again
+
+
 def test_copies_share_no_tensor() -> None:
     batch = {"x": torch.ones(2), "y": (torch.ones(1), [np.ones(1)])}
     made = copied(batch)
