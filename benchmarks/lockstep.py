@@ -114,7 +114,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int, int]
     "Transformer": (lambda: Encoder(2, tied=False), tokens, 8, 60),
     "tied embeddings": (lambda: Encoder(0, tied=True), tokens, 8, 150),
     "frozen trunk": (head_only, images, 8, 60),
-    "resnet18": (resnet18, lambda: images(2), 2, 100),
+    "resnet18": (resnet18, lambda: images(4), 2, 60),
 }
 
 
