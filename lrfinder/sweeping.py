@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ ADAPTIVE_RANGE = (1e-6, 3.0)
 HELD_AT = (
     0.01  # others are held at this share of the joint minimum: at 0 a new head learns nothing
 )
+
+Table: TypeAlias = Mapping[str, NDArray[np.float64]]  # group -> its LR at each step
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,8 @@ def ramp_together(
         val_every: Steps between two evaluations on the validation batch; 0 for none.
         on_ramp: Called after each ramp with the steps that it took.
     """
-    table = {name: ratio * lrs for name, ratio in ratios.items()}
-    return _run(engine, None, table, held, lrs, replicas, val_every, on_ramp)
-
-
-def ramp_group(
-    engine: Engine,
-    group: str,
-    held: Mapping[str, float],
-    lrs: NDArray[np.float64],
-    *,
-    replicas: int,
-    val_every: int = 0,
-    on_ramp: Callable[[int], None] | None = None,
-) -> list[Ramp]:
-    """Ramp one group, the others held, over several batch orders; see `ramp_together`."""
-    return _run(engine, group, {group: lrs}, held, lrs, replicas, val_every, on_ramp)
+    table: Table = {name: ratio * lrs for name, ratio in ratios.items()}
+    return _run(engine, {None: (table, held)}, lrs, replicas, val_every, on_ramp)[None]
 
 
 def ramp_groups(
@@ -120,30 +108,26 @@ def ramp_groups(
     val_every: int = 0,
     on_ramp: Callable[[int], None] | None = None,
 ) -> dict[str, list[Ramp]]:
-    """Ramp several groups, each by itself; `held`: group -> LRs of the others in its ramps."""
-    tables: dict[str | None, Any] = {
+    """Ramp several groups, each by itself; see `ramp_together`.
+
+    Args:
+        engine: This and the rest: as in `ramp_together`.
+        held: Group that is ramped -> LRs of the others in its ramps.
+        lrs: The rising LR at each step.
+        replicas: Batch orders of each.
+        val_every: Steps between two evaluations.
+        on_ramp: Called after each ramp.
+    """
+    tables: dict[str | None, tuple[Table, Mapping[str, float]]] = {
         group: ({group: lrs}, others) for group, others in held.items()
     }
-    ramps = _run_all(engine, tables, lrs, replicas, val_every, on_ramp)
+    ramps = _run(engine, tables, lrs, replicas, val_every, on_ramp)
     return {group: ramps[group] for group in held}
 
 
 def _run(
     engine: Engine,
-    group: str | None,
-    rising: Mapping[str, NDArray[np.float64]],
-    held: Mapping[str, float],
-    lrs: NDArray[np.float64],
-    replicas: int,
-    val_every: int,
-    on_ramp: Callable[[int], None] | None,
-) -> list[Ramp]:
-    return _run_all(engine, {group: (rising, held)}, lrs, replicas, val_every, on_ramp)[group]
-
-
-def _run_all(
-    engine: Engine,
-    tables: Mapping[str | None, tuple[Mapping[str, NDArray[np.float64]], Mapping[str, float]]],
+    tables: Mapping[str | None, tuple[Table, Mapping[str, float]]],
     lrs: NDArray[np.float64],
     replicas: int,
     val_every: int,

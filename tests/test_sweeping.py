@@ -13,7 +13,7 @@ from lrfinder.engines import SteppingEngine
 from lrfinder.snapshots import Snapshot
 from lrfinder.stepping import Replica
 from lrfinder.suggestions.curves import combined
-from lrfinder.sweeping import default_range, ramp_group, ramp_lrs, ramp_together
+from lrfinder.sweeping import default_range, ramp_groups, ramp_lrs, ramp_together
 from tests.helpers import Quadratic, quadratic_groups, quadratic_loss
 
 
@@ -51,7 +51,7 @@ def test_each_group_has_its_own_critical_learning_rate() -> None:
     highs = {}
     for name in ("a", "b"):
         held = {other: 1e-5 for other in ("a", "b") if other != name}
-        (ramp,) = ramp_group(engine(a=100.0, b=1.0), name, held, LRS, replicas=1)
+        (ramp,) = ramp_groups(engine(a=100.0, b=1.0), {name: held}, LRS, replicas=1)[name]
         assert ramp.group == name
         assert set(ramp.trace.lrs[next(iter(held))].tolist()) == {1e-5}
         assert ramp.trace.lrs[name].tolist() == list(ramp.lrs[: len(ramp.trace)])
