@@ -80,6 +80,8 @@ class Example:
         task: Of the benchmark's tasks.
         options: Of `lrfinder.range_test`.
         shows: The status of every group that is read.
+        batch_size: In the place of the task's own.
+        apart: Least ratio of the highest LR that is suggested to the lowest.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Example:
     options: Mapping[str, Any]
     shows: tuple[str, ...]
     batch_size: int | None = None
+    apart: float = 1.0
 
 
 ONE: Mapping[str, Any] = {"groups": "together"}
@@ -96,7 +99,7 @@ EXAMPLES = (
     Example("noisy", "fine-tune", {**ONE, "replicas": 4}, ("ok", "noisy"), batch_size=4),
     Example("too_short", "mlp-sgd", {**ONE, "num_steps": 10}, ("too_short",)),
     Example("edge", "chars-adamw", {**ONE, "start_lr": 1e-6, "end_lr": 1e-4}, ("edge",)),
-    Example("groups", "mlp-adamw", {}, ("ok", "noisy")),
+    Example("groups", "large-body", {}, ("ok", "noisy"), apart=30.0),
 )
 
 
@@ -113,6 +116,12 @@ def draw_example(example: Example, problem: Problem) -> Path:
         raise RuntimeError(
             f"The picture {example.name!r} must show {' or '.join(example.shows)}, but its curve "
             f"was read as {', '.join(sorted(found))}. Choose another curve, or change the page."
+        )
+    lrs = result.suggestion.lrs.values()
+    if lrs and max(lrs) < example.apart * min(lrs):
+        raise RuntimeError(
+            f"The LRs of the picture {example.name!r} must be {example.apart:g} x apart, but got "
+            f"{', '.join(f'{lr:.2g}' for lr in lrs)}. Choose another task, or change the page."
         )
     return _save(cast("Figure", result.plot().figure), f"reading_{example.name}")
 
