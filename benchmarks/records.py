@@ -33,6 +33,7 @@ from torch import nn
 import lrfinder
 from benchmarks.results_file import RESULTS, interleave, paired_ratio, write_result
 from benchmarks.servers import MlflowServer, postgres
+from lrfinder.tracking import sessions
 
 METRICS = 21_000  # of one measurement of the rate
 KILLS = 100
@@ -324,6 +325,7 @@ def _child(uri: str, spool: Path, index: int, told: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
+    sessions.FOLLOW_AFTER = 1e9  # nobody but `sync` sends it
     optimizer, loss = two_groups(), torch.tensor(1.0)
     recorder = lrfinder.MlflowRecorder(
         "kills", run_name=f"killed {index}", tracking_uri=uri, spool=spool
