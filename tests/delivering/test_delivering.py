@@ -73,9 +73,9 @@ def test_a_server_that_is_away_all_the_while_gets_everything_later(
         child.log_metrics(step, {"lr/head": step})
     recorder.log_params({"seed": 1})
     recorder.log_text("ü", "notes/x.txt")
-    with pytest.raises(RecordError, match=r"500 metrics .*its end \(FAILED\)"):
+    with pytest.raises(RecordError, match=r"\d+ metrics .*its end \(FAILED\)"):
         child.close("FAILED", timeout=0.5)
-    with pytest.raises(RecordError, match=r"1500 metrics .*x\.txt; its end \(FINISHED\)"):
+    with pytest.raises(RecordError, match=r"\d+ metrics .*x\.txt; its end \(FINISHED\)"):
         recorder.close(timeout=0.5)
     first, second = sync(tmp_path)
     assert not first.complete
