@@ -50,7 +50,7 @@ def line(minimum: float, ratios: Lrs, held: Lrs) -> list[Candidate]:
     """
     return [
         Candidate("equal", {name: ratio * lr for name, ratio in ratios.items()} | dict(held))
-        for lr in minimum * 10**LINE
+        for lr in (minimum * 10**LINE).tolist()
     ]
 
 

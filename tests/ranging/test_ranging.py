@@ -65,6 +65,7 @@ def test_each_group_of_a_quadratic_gets_its_own_learning_rate() -> None:
     assert 0.1 < suggestion.lrs["b"] < 2
     assert suggestion.control is not None
     assert suggestion.control["a"] == suggestion.control["b"] < 2 / 30
+    assert {type(lr) for lr in (*suggestion.lrs.values(), *suggestion.control.values())} == {float}
     assert suggestion.evidence is not None
     assert suggestion.evidence.advantage > 0
     assert suggestion.evidence.standard_error > 0
