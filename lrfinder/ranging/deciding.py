@@ -296,5 +296,5 @@ class RangeRun:
         if self.effort is not None:
             in_box = 0 if self.one_lr else self.effort.box_candidates
             steps += num_race_steps(len(LINE), in_box, self.effort.race_orders)
-            steps += 0 if self.one_lr else RUNGS[-2]
+            steps += 0 if self.one_lr else RUNGS[1]
         return steps

@@ -129,7 +129,7 @@ def test_what_was_not_raced_must_hold_its_own() -> None:
     result = race(runner, candidates, num_orders=1)
     before = runner.steps
     assert holds(runner, {"a": 0.06}, result)
-    assert runner.steps - before == 60
+    assert runner.steps - before == 30
     assert not holds(runner, {"a": 0.001}, result)  # hardly learns
     assert not holds(runner, {"a": 1e9}, result)  # diverges
     assert runner.courses.state_bytes == 0
