@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lrfinder.snapshots import loader_generators, random_state, set_random_state
+from lrfinder.snapshots import RandomState, loader_generators
 from lrfinder.tasks import Batch, Loader, seed_everything
 
 GIB = 2**30
+MOST_AHEAD = 16  # batches
 # Places in one order at which it is drawn from without beginning again, where it is not kept.
 MOST_STREAMS = 4
 
@@ -85,10 +86,18 @@ class BatchOrders:
     def _drawn(self, order: int, index: int) -> Batch:
         kept = self._kept[order]
         stream = self._stream(order, index)
+        # Switching the random states costs more than many a batch, so several are drawn at once
+        # where they are kept: no more than were asked for already.
+        ahead = min(len(kept), MOST_AHEAD)
+        if stream.position == index == len(kept) and ahead > 1 and self._fits(kept[0], ahead):
+            for batch in stream.draw(ahead):
+                if not self._keep(kept, batch):
+                    break  # larger than the first; it is drawn again when it is its turn
+            return copied(kept[index]) if index < len(kept) else self._drawn(order, index)
         while True:
-            position, batch = stream.position, stream.draw()
-            if position == len(kept) and self._has_room(batch):
-                kept.append(batch)
+            position = stream.position
+            (batch,) = stream.draw()
+            if position == len(kept) and self._keep(kept, batch):
                 batch = copied(batch)
             if position == index:
                 return batch
@@ -103,11 +112,14 @@ class BatchOrders:
         del streams[:-MOST_STREAMS]
         return streams[-1]
 
-    def _has_room(self, batch: Batch) -> bool:
-        size = num_bytes(batch)
-        if self.kept_bytes + size > self.memory:
+    def _fits(self, batch: Batch, count: int) -> bool:
+        return self.kept_bytes + count * num_bytes(batch) <= self.memory
+
+    def _keep(self, kept: list[Batch], batch: Batch) -> bool:
+        if not self._fits(batch, 1):
             return False
-        self.kept_bytes += size
+        self.kept_bytes += num_bytes(batch)
+        kept.append(batch)
         return True
 
 
@@ -119,10 +131,10 @@ class _Stream:
         self.position = 0
         self._seed = seed
         self._iterator: Iterator[Batch] | None = None
-        self._state: tuple[dict[str, Any], list[Tensor]] | None = None
+        self._state: tuple[RandomState, list[Tensor]] | None = None
 
-    def draw(self) -> Batch:
-        """The next batch; the random states of the process are left as they are."""
+    def draw(self, count: int = 1) -> list[Batch]:
+        """The next batches; the random states of the process are left as they are."""
         outside = self._states()
         try:
             if self._state is None:
@@ -131,12 +143,12 @@ class _Stream:
                     generator.manual_seed(self._seed + 1 + index)
             else:
                 self._set_states(self._state)
-            batch = self._next()
+            batches = [self._next() for _ in range(count)]
             self._state = self._states()
         finally:
             self._set_states(outside)
-        self.position += 1
-        return batch
+        self.position += count
+        return batches
 
     def _next(self) -> Batch:
         for _ in range(2):
@@ -147,11 +159,11 @@ class _Stream:
             self._iterator = None  # an epoch ended: begin the next
         raise ValueError("The loader must give at least one batch, but it is empty.")
 
-    def _states(self) -> tuple[dict[str, Any], list[Tensor]]:
-        return random_state(), [g.get_state() for g in loader_generators(self.loader)]
+    def _states(self) -> tuple[RandomState, list[Tensor]]:
+        return RandomState.here(), [g.get_state() for g in loader_generators(self.loader)]
 
-    def _set_states(self, states: tuple[dict[str, Any], list[Tensor]]) -> None:
-        set_random_state(states[0])
+    def _set_states(self, states: tuple[RandomState, list[Tensor]]) -> None:
+        states[0].restore()
         for generator, state in zip(loader_generators(self.loader), states[1], strict=True):
             generator.set_state(state)
 

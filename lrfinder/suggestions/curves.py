@@ -252,17 +252,18 @@ def _too_short(lrs: NDArray[np.float64], usable: int, *, ended: bool) -> Reading
 def stop_rule(trace: Trace) -> str | None:
     """Why a ramp should stop now, or None: the loss has risen far above its start.
 
-    Law: stop once two losses in a row exceed start + max(2 (start - lowest), 10 noise), with the
-    start the median of the first 8 losses and the noise that of their differences. So neither the
-    sign nor the unit of the loss matters. A loss that is not finite ends a run by itself.
+    Law: stop once two losses in a row exceed each of the first 8, and start + max(2 (start -
+    lowest), 10 noise), with the start the median of these 8 and the noise that of the differences.
+    So neither the sign nor the unit of the loss matters. A loss that is not finite ends a run by
+    itself.
     """
     losses = trace.settled_losses
     if len(losses) < START_STEPS + 2:
         return None
     last = min(losses[-1], losses[-2])
+    if not last > max(losses[:START_STEPS]):
+        return None  # at most steps, and quickly
     start = float(np.median(losses[:START_STEPS]))
-    if not last > start:
-        return None
     curve = np.asarray(losses)
     # The middle of three, so that one lucky batch does not count as the lowest.
     middle = np.sort(np.lib.stride_tricks.sliding_window_view(curve, 3), axis=1)[:, 1]

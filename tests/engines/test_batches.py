@@ -107,3 +107,13 @@ def test_copies_share_no_tensor() -> None:
 def test_bad_loaders(loader: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         take(BatchOrders(loader, seed=0), 0, 1)
+
+
+def test_batches_of_growing_size_are_whole_where_the_memory_is_short() -> None:
+    loader = [torch.full((size,), float(size)) for size in range(1, 60)]
+    for memory in (0, 400, 1000, 3000, 10**6):
+        orders = BatchOrders(loader, seed=0, memory=memory)
+        for _ in range(2):
+            drawn = [len(batch) for batch in itertools.islice(orders.batches(0), 59)]
+            assert drawn == list(range(1, 60))
+        assert orders.kept_bytes <= memory
