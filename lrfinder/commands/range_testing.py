@@ -59,6 +59,7 @@ def range_test(
                 groups=options.read_groups(groups),
                 replicas=replicas,
                 effort=effort,
+                planned_steps=lrfinder.planned_steps(started, made.num_epochs, made.options),
                 engine=engine,
                 seed=seed,
                 options=made.options,

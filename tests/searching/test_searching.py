@@ -55,9 +55,9 @@ def measured() -> lrfinder.RangeTest:
         started.optimizer,
         cross_entropy,
         started.train_loader,
-        num_steps=30,
+        num_steps=100,
         effort="quick",
-        replicas=1,
+        replicas=2,
     )
 
 
