@@ -264,8 +264,8 @@ class Contents:
     def log_trace(self, trace: Trace, name: str | None = None) -> None:
         """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
 
-        Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.png` a figure of
-        every step, and `traces/<name>.json` its status in short.
+        Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.json` its status
+        in short, and of a trace of more than 320 steps `traces/<name>.png` is a figure of each.
         """
         name = name or trace.name or "trace"
         self._put_artifacts(trace_artifacts(trace, f"traces/{name}"))

@@ -100,7 +100,7 @@ def test_a_training_records_its_data_its_schedule_and_every_step(mlflow_uri: str
     assert all(row.value > 0 for row in norms)
     assert len(client.get_metric_history(recorder.run_id, "lr/head")) == len(trace) == 9
     names = {item.path for item in client.list_artifacts(recorder.run_id, "traces")}
-    assert names == {"traces/train.json", "traces/train.parquet", "traces/train.png"}
+    assert names == {"traces/train.json", "traces/train.parquet"}  # short: charts show it whole
     state = torch.load(client.download_artifacts(recorder.run_id, "model.pt"))
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 

@@ -335,6 +335,9 @@ def test_artifacts(mlflow_uri: str, tmp_path: Path) -> None:
         trace.append([0.1, 0.2], loss)
     trace.add_metric("val/loss", 1, 0.5)
     trace.set_status("diverged", "too fast")
+    long = Trace(["all"])
+    for step in range(321):
+        long.append([0.1], float(step == 100))
     figure = Figure()
     figure.subplots().plot([1, 2])
     with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
@@ -344,6 +347,7 @@ def test_artifacts(mlflow_uri: str, tmp_path: Path) -> None:
         recorder.log_dict({"a": [1.0, math.nan]}, "curves")
         recorder.log_trace(trace)
         recorder.log_trace(Trace(["all"]), "empty")
+        recorder.log_trace(long, "long")
         for name in ("", "/etc/x", "../x", "a//b", "a/../../b"):
             with pytest.raises(ValueError, match="must be a relative path"):
                 recorder.log_text("x", name)
@@ -368,6 +372,9 @@ def test_artifacts(mlflow_uri: str, tmp_path: Path) -> None:
         "last": {"train/loss": "inf", "val/loss": 0.5},
     }
     assert len(pd.read_parquet(read("traces/empty.parquet"))) == 0
+    assert len(pd.read_parquet(read("traces/long.parquet"))) == 321
+    pictures = [item.path for item in client.list_artifacts(recorder.run_id, "traces")]
+    assert [path for path in pictures if path.endswith(".png")] == ["traces/long.png"]
     # Beside the database, wherever this ran.
     assert client.get_run(recorder.run_id).info.artifact_uri.startswith(
         (tmp_path / "mlruns").as_uri()
