@@ -19,7 +19,9 @@ NEAR = 8  # candidates around which the landscape is looked at
 # time for lower LRs, and its schedule forgives higher ones. Several LRs at once have more ways to be
 # fast early, so they are read earlier than one.
 HORIZON = {"equal": 8.0, "joint": 5.0}
-FARTHEST = 2.0  # times the last rung: nothing is told of what comes later
+# Beyond the last rung nothing was seen. There the best LR of a training falls by some half a decade
+# for each decade of its length.
+BACK_OFF = 0.5
 
 
 class Landscape:
@@ -52,13 +54,14 @@ class Landscape:
             gaps += np.clip(share, 0.0, 1.0).tolist()
         return Surrogate(np.array(points), np.array(steps, dtype=float), np.array(gaps))
 
-    def best(self, steps: float, *, seed: int = 0) -> dict[str, float]:
-        """Group -> the LR that is expected to be best after `steps`."""
+    def best(self, steps: float, *, back_off: float = 0.0, seed: int = 0) -> dict[str, float]:
+        """Group -> the LR that is expected to be best after `steps`, lowered by so many decades."""
         before_last = [one for one in self._standings if len(one.scores) >= len(RUNGS) - 1]
         near = (before_last or list(self._standings))[:NEAR]
         point = self._surrogate.best(
             steps, np.array([self._point(s.lrs) for s in near]), seed=seed
         )
+        point = point - back_off
         if not self._line:
             return dict(zip(self._groups, (10**point).tolist(), strict=True))
         lrs = self._standings[0].lrs
@@ -74,17 +77,21 @@ class Landscape:
         return np.array([math.log10(lrs[name]) for name in names])
 
 
-def horizon(planned_steps: int | None, kind: Kind) -> float:
-    """The number of steps after which the race is read, for a training to come.
+def horizon(planned_steps: int | None, kind: Kind) -> tuple[float, float]:
+    """The number of steps after which the race is read, for a training to come, and a back-off.
 
-    Law: h = c sqrt(T), at least the second rung and at most twice the last, with c = 8 for one LR
-    and 5 for several; the last rung where T is not known.
+    Law: h = c sqrt(T), at least the second and at most the last rung, with c = 8 for one LR and 5 for
+    several; where c sqrt(T) is more than the last rung h_last, the LRs are lowered by
+    0.5 log10(T / T_last) decades, with c sqrt(T_last) = h_last. The last rung, and none, where T is
+    not known.
 
     Example:
-        >>> horizon(None, "joint"), horizon(400, "joint"), horizon(10**6, "joint")
-        (120.0, 100.0, 240.0)
+        >>> horizon(None, "joint"), horizon(400, "joint"), horizon(57_600, "joint")
+        ((120.0, 0.0), (100.0, 0.0), (120.0, 1.0))
     """
+    last = float(RUNGS[-1])
     if planned_steps is None:
-        return float(RUNGS[-1])
+        return last, 0.0
     steps = HORIZON[kind] * math.sqrt(planned_steps)
-    return float(min(max(steps, RUNGS[1]), FARTHEST * RUNGS[-1]))
+    decades = 2 * BACK_OFF * math.log10(max(steps / last, 1.0))
+    return min(max(steps, float(RUNGS[1])), last), decades

@@ -68,7 +68,8 @@ def range_test(
             "standard" or "thorough": and a race, of 1,110, 1,365 or 4,620 steps (510 where there
             is one LR, and twice as many with "thorough"), however many groups there are.
         planned_steps: Optimizer steps of the training to come: a longer one is served by lower LRs,
-            and how much lower is read from the race (`lrfinder.racing.horizon`).
+            and how much lower is read from the race as far as it goes, and is a stated back-off
+            beyond (`lrfinder.racing.horizon`).
         replicas: Batch orders of each ramp, >= 1; with more than four groups, the ramps of single
             groups are run on one.
         seed: Of batch orders and candidates, 0 <= seed < 2**32. The same call gives the same result.

@@ -197,21 +197,23 @@ class RangeRun:
         if not race.best:
             return self._race_refusal(race, brackets)
         kind: Kind = "equal" if self.one_lr else "joint"
-        steps = horizon(self.planned_steps, kind)
+        steps, back_off = horizon(self.planned_steps, kind)
         if self.planned_steps is not None:
+            lowered = f", lowered by {back_off:.2f} decades" if back_off else ""
             self.messages.append(
                 f"For a training of {self.planned_steps:,} steps the LRs are those that are "
-                f"expected to be best after {steps:.0f} steps at a constant LR."
+                f"expected to be best after {steps:.0f} steps at a constant LR{lowered}."
             )
         on_line = [standing for standing in race.standings if standing.kind == "equal"]
-        control = Landscape(on_line, self.tested, race.start).best(
-            horizon(self.planned_steps, "equal"), seed=self.seed
-        )
+        line_landscape = Landscape(on_line, self.tested, race.start)
+        line_steps, line_back_off = horizon(self.planned_steps, "equal")
+        control = line_landscape.best(line_steps, back_off=line_back_off, seed=self.seed)
         lrs, evidence = control, None
         if not self.one_lr:
             landscape = Landscape(race.standings, self.tested, race.start)
-            lrs = landscape.best(steps, seed=self.seed)
-            if not holds(self.engine, lrs | self.held, race):
+            raced = landscape.best(steps, seed=self.seed)
+            lrs = landscape.best(steps, back_off=back_off, seed=self.seed)
+            if not holds(self.engine, raced | self.held, race):
                 # Nothing is suggested on the word of the landscape alone.
                 lrs = control
                 self.messages.append(
@@ -219,7 +221,9 @@ class RangeRun:
                     "less than it should have, so the best single LR is suggested."
                 )
             self._tell("race")
-            share, error = landscape.advantage(lrs, control, steps)
+            # Both as the race tells them: of what comes later it shows nothing.
+            single = line_landscape.best(steps, seed=self.seed)
+            share, error = landscape.advantage(raced, single, steps)
             drop = race.start - race.best[0].score
             evidence = Evidence(share * drop, error * drop, share, round(steps))
         made = {}

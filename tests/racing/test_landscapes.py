@@ -118,9 +118,15 @@ def test_the_advantage_has_the_right_sign_size_and_error() -> None:
     assert same == pytest.approx(error)
 
 
-def test_longer_trainings_are_read_later_up_to_a_bound() -> None:
-    steps = [horizon(planned, "joint") for planned in (1, 100, 1000, 10_000, 10**7)]
-    assert steps == sorted(steps)
-    assert steps[0] == RUNGS[1]
-    assert steps[-1] == 2 * RUNGS[-1]
+def test_longer_trainings_are_read_later_and_then_lowered() -> None:
+    readings = [horizon(planned, "joint") for planned in (1, 100, 400, 1000, 10_000, 10**7)]
+    assert readings == sorted(readings)
+    assert readings[0] == (RUNGS[1], 0.0)
+    assert readings[2] == (100.0, 0.0)
+    assert {steps for steps, _ in readings[3:]} == {RUNGS[-1]}
+    # Half a decade for each decade of length.
+    assert readings[4][1] - readings[3][1] == pytest.approx(0.5)
     assert horizon(100, "equal") > horizon(100, "joint")
+    landscape = Landscape(standings(bowl), ["a", "b"], start=5.0)
+    plain, lowered = landscape.best(60.0), landscape.best(60.0, back_off=0.25)
+    assert lowered == pytest.approx({name: lr * 10**-0.25 for name, lr in plain.items()})
