@@ -107,7 +107,7 @@ def race(
         for number, candidate in enumerate(candidates)
     ]
     standings.sort(key=lambda standing: (-standing.rung, standing.diverged, standing.score))
-    return Race(tuple(standings), start, num_orders)
+    return Race(tuple(standings), start)
 
 
 def scores_of(curves: Sequence[Sequence[NDArray[np.float64]]], rung: int) -> list[float]:

@@ -46,12 +46,10 @@ class Race:
     Args:
         standings: Every candidate, the best first: by the rung that it reached, then its score.
         start: Mean loss at the start, which all candidates share.
-        num_orders: Batch orders.
     """
 
     standings: tuple[Standing, ...]
     start: float
-    num_orders: int
 
     @property
     def best(self) -> tuple[Standing, ...]:
