@@ -52,6 +52,7 @@ _LAZY: dict[str, str] = {
     "SimpleModel": "lrfinder.shipped.networks",
     "plot_lr_table": "lrfinder.plotting",
     "plot_range_test": "lrfinder.plotting",
+    "plot_search": "lrfinder.plotting",
     "plot_traces": "lrfinder.plotting",
     "RangeTest": "lrfinder.ranging",
     "range_test": "lrfinder.ranging",
@@ -83,7 +84,7 @@ if TYPE_CHECKING:
     from lrfinder.delivering.stores import RecordError
     from lrfinder.delivering.syncing import Synced, sync
     from lrfinder.environments import EnvironmentLinkError, given_options, link_environment
-    from lrfinder.plotting import plot_lr_table, plot_range_test, plot_traces
+    from lrfinder.plotting import plot_lr_table, plot_range_test, plot_search, plot_traces
     from lrfinder.ranging import RangeTest, range_test
     from lrfinder.reporting import Report, make_report, report_html, report_tables
     from lrfinder.reporting.arms import Arm, ArmComparison, Measure
@@ -146,6 +147,7 @@ __all__ = [
     "planned_steps",
     "plot_lr_table",
     "plot_range_test",
+    "plot_search",
     "plot_traces",
     "preserved",
     "range_test",

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from lrfinder.comparing.histories import NO_CURVE, RecordedRun, read_runs
 from lrfinder.comparing.pictures import plot_variants
+from lrfinder.comparing.tables import runs_table, seeds_table
 from lrfinder.comparing.variants import SEEDS, TRIAL, Variant, find_variants, mean_and_spread
+from lrfinder.rendering.figures import figure_svg, themed
+from lrfinder.rendering.fragments import html_fragment
+from lrfinder.rendering.tables import terminal_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 Direction: TypeAlias = Literal["minimize", "maximize"]
 
@@ -133,25 +137,18 @@ class Comparison:
             if name not in SEEDS and len({v.runs[0].hparams.get(name) for v in self.variants}) > 1
         ]
 
-    def table(self) -> Table:
+    def table(self) -> RichTable:
         """The frame as a rich table; the best run is marked with `*`."""
-        from rich.table import Table
+        return terminal_table(runs_table(self), f"{self.metric} of {len(self.runs)} runs")
 
-        table = Table(title=f"{self.metric} of {len(self.runs)} runs")
-        table.add_column("name")
-        for name in self.differing:
-            table.add_column(name.removeprefix("cfg/"))
-        for name in ("final", "best", "at step", "steps"):
-            table.add_column(name, justify="right")
-        table.add_column("status")
-        winner = self.winner
-        for run in self.runs:
-            best, best_step = self.best(run)
-            hparams = [run.hparams.get(name) for name in self.differing]
-            name = f"{run.name} *" if run is winner else run.name
-            cells = [name, *hparams, self.final(run), best, best_step, run.num_steps, run.status]
-            table.add_row(*map(_cell, cells), style="bold" if run is winner else None)
-        return table
+    def _repr_html_(self) -> str:
+        """Table and curves, as a notebook shows them; nothing outside is referred to."""
+        with themed():
+            figure = self.plot()[0].get_figure(root=True)
+        tables = [runs_table(self)]
+        if any(len(variant.runs) > 1 for variant in self.variants):
+            tables.insert(0, seeds_table(self))
+        return html_fragment(tables=tables, svgs=[figure_svg(figure)])
 
     def plot(self, axes: Sequence[Axes] | None = None) -> NDArray[Any]:
         """LR trajectories above, losses below, on one axis of optimizer steps. Shows nothing.
@@ -220,11 +217,3 @@ def _number(text: str | None) -> Any:
         except (TypeError, ValueError):
             pass
     return text
-
-
-def _cell(value: Any) -> str:
-    from rich.markup import escape
-
-    if value is None or value != value:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))

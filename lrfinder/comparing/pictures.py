@@ -10,38 +10,36 @@ from numpy.typing import NDArray
 
 from lrfinder.comparing.histories import NO_CURVE
 from lrfinder.comparing.variants import Variant
+from lrfinder.plotting.canvas import (
+    COLOURS,
+    MARKERS,
+    SMALL,
+    STYLES,
+    WIDE_RANGE,
+    colour,
+    ink,
+    spans_decades,
+    two_axes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito (2008), "Color Universal Design": told apart by colour-blind people. Its yellow is
-# left out, since it cannot be read on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GROUP_LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 4)))
-WIDE = 20.0  # ratio of the losses from which their axis is logarithmic
-MARKERS = ("", "o", "s", "^", "D")  # for the runs after those that used up the colours
 
 
 def plot_variants(
     variants: Sequence[Variant], metric: str, axes: Sequence[Axes] | None
 ) -> NDArray[Any]:
     """The picture of `Comparison.plot`, on two Axes or those of a new figure."""
-    if axes is None:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 7), layout="constrained")
-        pair = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    else:
-        pair = np.empty(2, dtype=object)
-        pair[:] = list(axes)
+    pair = np.empty(2, dtype=object)
+    pair[:] = two_axes(6.4, 5.6, height_ratios=(2, 3)) if axes is None else list(axes)
     _plot_lrs(pair[0], variants)
     _plot_losses(pair[1], variants, metric)
-    return np.asarray(pair)
+    return pair
 
 
 def _style(index: int) -> dict[str, Any]:
     marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
-    return {"color": COLOURS[index % len(COLOURS)], "marker": marker, "markersize": 4}
+    return {"color": colour(index), "marker": marker, "markersize": 4}
 
 
 def _labels(variants: Sequence[Variant]) -> list[str]:
@@ -76,15 +74,15 @@ def _plot_lrs(axes: Axes, variants: Sequence[Variant]) -> None:
     groups = list(dict.fromkeys(group for run in runs for group in run.lrs))
     for index, variant in enumerate(variants):
         for group in variant.runs[0].lrs:
-            line = GROUP_LINES[groups.index(group) % len(GROUP_LINES)]
+            line = STYLES[groups.index(group) % len(STYLES)]
             _draw(axes, variant, f"lr/{group}", linestyle=line, markevery=0.1, **_style(index))
     if any(np.any(lrs > 0) for run in runs for _, lrs in run.lrs.values()):
         axes.set_yscale("log")  # an LR of 0 is a gap in it
-    axes.set_ylabel("learning rate")
+    axes.set_ylabel("learning rate", fontsize=SMALL)
     if groups:
-        styles = [GROUP_LINES[i % len(GROUP_LINES)] for i in range(len(groups))]
-        handles = [Line2D([], [], color="0.3", linestyle=style) for style in styles]
-        axes.legend(handles, groups, title="param group", fontsize="small")
+        styles = [STYLES[i % len(STYLES)] for i in range(len(groups))]
+        handles = [Line2D([], [], color=ink(), linestyle=style) for style in styles]
+        axes.legend(handles, groups, title="param group", fontsize=SMALL - 1)
 
 
 def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
@@ -98,10 +96,9 @@ def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
             style["marker"] = "o"  # a line of one point cannot be seen
         _draw(axes, variant, metric, linewidth=1.8, markevery=0.1, **style)
     drawn = np.concatenate([[], *(line.get_ydata() for line in axes.lines)]).astype(float)
-    drawn = drawn[np.isfinite(drawn)]
-    if len(drawn) and drawn.min() > 0 and drawn.max() > WIDE * drawn.min():
+    if spans_decades(drawn, WIDE_RANGE):
         axes.set_yscale("log")  # else one loss that jumped makes a flat line of all others
-    axes.set_xlabel("optimizer step")
+    axes.set_xlabel("optimizer step", fontsize=SMALL)
     axes.set_ylabel(metric if metric == "train/loss" else f"{metric} (thin: train/loss)")
     handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(variants))]
-    axes.legend(handles, _labels(variants), fontsize="small")
+    axes.legend(handles, _labels(variants), fontsize=SMALL - 1)

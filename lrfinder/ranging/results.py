@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -13,13 +12,17 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from lrfinder.plotting import plot_range_test
 from lrfinder.racing import Standing
+from lrfinder.rendering.figures import figure_svg, themed
+from lrfinder.rendering.fragments import html_fragment
 from lrfinder.suggestions import Bracket, Evidence, Suggestion
+from lrfinder.suggestions.tables import suggestion_table, suggestion_texts
 from lrfinder.sweeping import Ramp
 from lrfinder.traces import Trace
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FORMAT = "lrfinder.RangeTest 2"
 
@@ -110,38 +113,23 @@ class RangeTest:
         ]
         return pd.concat(parts, ignore_index=True)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, width: float | None = None) -> Axes:
         """Draw the ramps and what was read from them; see `lrfinder.plot_range_test`."""
-        return plot_range_test(self, ax)
+        return plot_range_test(self, ax, width=width)
 
     def __str__(self) -> str:
         """A table with LR, bracket, spread and status of each group, the reasons, and the cost."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
+        return f"{self.suggestion}\nCost: {self.cost}."
 
-        suggestion = self.suggestion
-        table = Table(box=box.SIMPLE, show_edge=False)
-        for heading in ("group", "low", "suggested", "high", "one LR", "spread", "status"):
-            left = heading in ("group", "status")
-            table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-        control = suggestion.control or {}
-        for name, bracket in suggestion.brackets.items():
-            numbers = [bracket.low, bracket.suggested, bracket.high, control.get(name)]
-            spread = "" if math.isnan(bracket.spread) else f"{bracket.spread:.2f} dec"
-            table.add_row(name, *(_number(value) for value in numbers), spread, bracket.status)
-        buffer = io.StringIO()
-        # As wide as it must be: a table that is cut would hide a number.
-        Console(file=buffer, width=200, highlight=False).print(table)
-        lines = [line.rstrip() for line in buffer.getvalue().rstrip().splitlines()]
-        messages: dict[str, list[str]] = {}
-        for name, bracket in suggestion.brackets.items():
-            if bracket.message:
-                messages.setdefault(bracket.message, []).append(name)
-        lines += [f"{', '.join(names)}: {text}" for text, names in messages.items()]
-        lines += [suggestion.message] if suggestion.message else []
-        lines += [] if suggestion.evidence is None else [str(suggestion.evidence)]
-        return "\n".join([*lines, f"Cost: {self.cost}."])
+    def _repr_html_(self) -> str:
+        """Table and curves, as a notebook shows them; nothing outside is referred to."""
+        with themed():
+            figure = cast("Figure", self.plot().figure)
+        return html_fragment(
+            tables=[suggestion_table(self.suggestion)],
+            texts=[*suggestion_texts(self.suggestion), f"Cost: {self.cost}."],
+            svgs=[figure_svg(figure)],
+        )
 
     # -- JSON -------------------------------------------------------------------------------------
 
@@ -246,7 +234,3 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_encoded(part) for part in value]
     return value
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from lrfinder.reporting.arms import ArmComparison
-from lrfinder.reporting.figures import arms_figure, figure_svg, range_figure, search_figure
-from lrfinder.reporting.tables import (
+from lrfinder.rendering.figures import figure_svg
+from lrfinder.rendering.fragments import html_fragment
+from lrfinder.rendering.tables import (
     Column,
     Row,
     Table,
@@ -23,6 +24,9 @@ from lrfinder.reporting.tables import (
     format_schedule,
     terminal_table,
 )
+from lrfinder.reporting.arms import ArmComparison
+from lrfinder.reporting.figures import arms_figure, range_figure, search_figure
+from lrfinder.suggestions.tables import suggestion_table, suggestion_texts
 
 if TYPE_CHECKING:
     import optuna
@@ -60,6 +64,16 @@ class Report:
     headline: str = ""
     verdict: str = "unclear"
     sections: Sequence[Section] = ()
+
+    def _repr_html_(self) -> str:
+        """Its tables and figures, as a notebook shows them."""
+        parts = [html_fragment(texts=[self.headline])]
+        for section in self.sections:
+            svgs = [figure_svg(figure, name) for name, figure in section.figures.items()]
+            texts = [*section.texts, *section.notes]
+            title = f"<h4>{escape(section.title)}</h4>"
+            parts.append(title + html_fragment(tables=section.tables, texts=texts, svgs=svgs))
+        return "".join(parts)
 
 
 # -- sections -------------------------------------------------------------------------------------
@@ -103,21 +117,11 @@ def comparison_section(comparison: ArmComparison) -> Section:
 
 def range_section(result: RangeTest) -> Section:
     """The bracket of each group, and what the race suggests inside."""
-    suggestion = result.suggestion
-    columns = ("group", "low", "suggested", "high", "one LR for all", "status", "message")
-    rows = []
-    control = suggestion.control or {}
-    for name, bracket in suggestion.brackets.items():
-        values = [bracket.low, bracket.suggested, bracket.high, control.get(name)]
-        numbers = (format_number(value) for value in values)
-        rows.append(Row((name, *numbers, bracket.status, bracket.message)))
-    heads = tuple(Column(title, number=1 <= i <= 4) for i, title in enumerate(columns))
-    notes = [str(suggestion.evidence or ""), suggestion.message]
     return Section(
         title="Range test",
-        tables=(Table(heads, tuple(rows)),),
+        tables=(suggestion_table(result.suggestion),),
         figures={"Loss while the learning rate rises.": range_figure(result)},
-        notes=[note for note in notes if note],
+        notes=suggestion_texts(result.suggestion),
     )
 
 

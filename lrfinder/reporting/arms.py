@@ -215,6 +215,12 @@ class ArmComparison:
     baselines: tuple[Arm, ...]
     measures: tuple[Measure, ...]
 
+    def _repr_html_(self) -> str:
+        """The answer, the arms and their figure, as a notebook shows them."""
+        from lrfinder.reporting import make_report  # which is made of this room
+
+        return make_report("", comparison=self)._repr_html_()
+
     @property
     def arms(self) -> tuple[Arm, ...]:
         """All arms, the found one first."""

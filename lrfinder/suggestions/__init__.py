@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from lrfinder.groups import group_names, set_learning_rate
+from lrfinder.rendering.fragments import html_fragment
+from lrfinder.rendering.tables import text_table
 from lrfinder.suggestions.curves import BracketStatus, Reading, combined, spread_of
+from lrfinder.suggestions.tables import suggestion_table, suggestion_texts
 
 NOISY_DECADES = 1.0
 
@@ -125,6 +128,14 @@ class Suggestion:
                 f"{', '.join(map(repr, group_names(optimizer)))}."
             )
         set_learning_rate(optimizer, self.lrs)
+
+    def __str__(self) -> str:
+        """A table with LR, bracket, spread and status of each group, and the reasons."""
+        return "\n".join([text_table(suggestion_table(self)), *suggestion_texts(self)])
+
+    def _repr_html_(self) -> str:
+        """The same as a notebook shows it."""
+        return html_fragment(tables=[suggestion_table(self)], texts=suggestion_texts(self))
 
 
 # -- making brackets ------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 import lrfinder
-from lrfinder.reporting.figures import figure_svg, search_figure
-from lrfinder.reporting.tables import format_lrs, format_schedule
+from lrfinder.rendering.figures import figure_svg
+from lrfinder.rendering.tables import format_lrs, format_schedule
+from lrfinder.reporting.figures import search_figure
 
 NAN = math.nan
 

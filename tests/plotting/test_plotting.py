@@ -54,7 +54,7 @@ def test_a_panel_for_each_group_and_one_for_all(result: lrfinder.RangeTest) -> N
         bracket = result.suggestion.brackets[name]
         assert panel.get_xscale() == "log"
         assert vertical(panel, "#D55E00") == [bracket.suggested]
-        assert vertical(panel, "#000000") == [result.suggestion.control[name]]  # type: ignore[index]
+        assert vertical(panel, "black") == [result.suggestion.control[name]]  # type: ignore[index]
         (span,) = panel.patches
         assert (span.get_x(), span.get_x() + span.get_width()) == pytest.approx(
             (bracket.low, bracket.high)
@@ -167,4 +167,130 @@ def test_importing_lrfinder_loads_no_matplotlib() -> None:
         "bad = {'matplotlib', 'pandas', 'rich', 'mlflow', 'optuna'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+# -- panels, sizes and styles -----------------------------------------------------------------------
+
+
+def test_panels_are_stacked_where_they_do_not_fit_and_stay_legible(
+    result: lrfinder.RangeTest,
+) -> None:
+    wide, narrow = result.plot(), result.plot(width=3.3)
+    for ax, columns in ((wide, 3), (narrow, 1)):
+        figure = ax.get_figure(root=True)
+        figure.draw_without_rendering()
+        boxes = [panel.get_position() for panel in ax.child_axes]
+        assert len({round(box.x0, 2) for box in boxes}) == columns
+        sizes = [
+            label.get_fontsize()
+            for panel in ax.child_axes
+            for label in (*panel.get_xticklabels(), panel.xaxis.label, panel.title)
+        ]
+        assert min(sizes) >= 7  # points, at the size that it is shown in
+    assert narrow.get_figure(root=True).get_size_inches()[0] == 3.3
+    with pytest.raises(ValueError, match=r"`width >= 2` \(inches\) must hold.*width=1"):
+        result.plot(width=1)
+
+
+def test_many_groups_take_rows() -> None:
+    from lrfinder.plotting.canvas import panelled_axes, panels_in
+
+    ax = panelled_axes(13, None)
+    assert len(panels_in(ax, 13)) == 13
+    width, height = ax.get_figure(root=True).get_size_inches()
+    assert width < 10 < height
+
+
+def test_the_best_of_the_race_stand_at_the_foot(result: lrfinder.RangeTest) -> None:
+    for panel, name in zip(result.plot().child_axes[1:], ("body", "head"), strict=True):
+        (best,) = [line for line in panel.lines if line.get_label() == "best of the race"]
+        assert tuple(best.get_xdata()) == result.suggestion.brackets[name].best
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("ground", ["#ffffff", "#0d1117"])
+def test_the_first_colours_stand_out_on_white_and_black(ground: str) -> None:
+    for shade in COLOURS[:3]:
+        low, high = sorted((luminance(shade), luminance(ground)))
+        assert (high + 0.05) / (low + 0.05) >= 3  # WCAG 2.1, 1.4.11: graphical objects
+
+
+def test_dark_figures_by_the_style_in_force(result: lrfinder.RangeTest) -> None:
+    import matplotlib.style
+
+    with matplotlib.style.context("dark_background"):
+        panel = result.plot().child_axes[1]
+    assert vertical(panel, "white") == [result.suggestion.control["body"]]  # type: ignore[index]
+    assert panel.get_facecolor()[:3] == (0, 0, 0)
+    assert panel.title.get_color() == "white"
+
+
+# -- searches -------------------------------------------------------------------------------------
+
+
+def study(direction: str = "minimize") -> Any:
+    import optuna
+
+    space = {
+        "lr": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True),
+        "ratio/head": optuna.distributions.FloatDistribution(0.1, 10.0, log=True),
+    }
+    made = optuna.create_study(direction=direction)
+    for lr, ratio, value in ((0.01, 1.0, 0.5), (0.1, 3.0, 0.02), (1.0, 9.0, float("inf"))):
+        made.add_trial(
+            optuna.trial.create_trial(
+                params={"lr": lr, "ratio/head": ratio}, distributions=space, value=value
+            )
+        )
+    pruned = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.PRUNED,
+        params={"lr": 0.5, "ratio/head": 0.2},
+        distributions=space,
+        intermediate_values={0: 3.0, 1: 2.5},
+    )
+    made.add_trial(pruned)
+    return made
+
+
+@pytest.mark.parametrize(("direction", "best"), [("minimize", 0.02), ("maximize", 0.5)])
+def test_a_search_is_objective_against_ratio(direction: str, best: float) -> None:
+    ax = lrfinder.plot_search(study(direction))
+    ratio, lr = ax.child_axes
+    assert (ratio.get_xlabel(), lr.get_xlabel()) == ("ratio/head", "lr")
+    dots, crosses, star = ratio.lines
+    assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([1.0, 3.0], [0.5, 0.02])
+    assert (list(crosses.get_xdata()), list(crosses.get_ydata())) == ([0.2], [2.5])
+    assert list(star.get_ydata()) == [best]
+    assert ratio.get_xscale() == lr.get_xscale() == ratio.get_yscale() == "log"
+
+
+def test_a_search_without_trials_and_a_wrong_objective() -> None:
+    import optuna
+
+    assert not lrfinder.plot_search(optuna.create_study()).lines
+    with pytest.raises(ValueError, match="`0 <= objective < 1` must hold.*objective=1"):
+        lrfinder.plot_search(study(), objective=1)
+
+
+# -- notebooks ------------------------------------------------------------------------------------
+
+
+def test_axes_of_new_figures_show_themselves(result: lrfinder.RangeTest) -> None:
+    spec = {"name": "ExponentialLR", "gamma": 0.9}
+    shown = [
+        lrfinder.plot_lr_table(spec, 0.1, 4),
+        lrfinder.plot_traces({"a": training(name="a", lr=0.1)}),
+        lrfinder.plot_search(study()),
+        result.plot(),
+    ]
+    for one in shown:
+        html = one._repr_html_()  # type: ignore[union-attr]
+        assert html.count("<svg") == 1
+        assert "currentColor" in html
+        assert "http" not in html.replace("http://www.w3.org/", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,23 @@ def terminal_table(table: Table, title: str = "") -> rich.table.Table:
     for row in table.rows:
         made.add_row(*map(escape, row.cells), style=colours.get(row.look))
     return made
+
+
+def text_table(table: Table) -> str:
+    """A table of plain text, as wide as it must be: one that is cut would hide a number."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    made = RichTable(box=box.SIMPLE, show_edge=False)
+    for column in table.columns:
+        made.add_column(column.title, justify="right" if column.number else "left", no_wrap=True)
+    for row in table.rows:
+        made.add_row(*map(escape, row.cells))
+    buffer = io.StringIO()
+    Console(file=buffer, width=400, highlight=False).print(made)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
 def format_lrs(lrs: Mapping[str, float]) -> str:

@@ -1,0 +1,1 @@
+"""Rendering: tables and figures for a page, a notebook and a terminal. Nothing is fetched, nothing is run."""
