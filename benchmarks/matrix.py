@@ -69,12 +69,10 @@ def cell(wheel: Path, python: str, bounds: str, pins: list[str], folder: Path) -
     # `lowest-direct` is of what the command line names: so it names what the wheel depends on.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     # Wheels alone: the oldest release is the oldest that this Python installs without a compiler.
-    steps = [
-        ["uv", "venv", "--no-python-downloads", "--python", python, str(environment)],
-        ["uv", "pip", "install", "--python", interpreter, "--only-binary", ":all:"]
-        + ["--resolution", resolution, str(wheel), *project["dependencies"], *pins],
-    ]
-    for command in steps:
+    install = ["uv", "pip", "install", "--python", interpreter, "--only-binary", ":all:"]
+    install += ["--resolution", resolution, str(wheel), *project["dependencies"], *pins]
+    make = ["uv", "venv", "--no-python-downloads", "--python", python, str(environment)]
+    for command in (make, install):
         done = run(command, folder)
         if done.returncode:
             return row | {"failed": {"install": done.stderr.strip()[-1500:]}}

@@ -74,7 +74,7 @@ def plot_traces(
         axes: Where to draw the LRs and the losses; None for a new figure.
 
     Returns:
-        The two Axes.
+        The two Axes. A notebook shows them.
 
     Raises:
         ValueError: If there is no trace.
@@ -85,7 +85,8 @@ def plot_traces(
     }
     if not many or not all(many.values()):
         raise ValueError(f"Each label must have at least one trace, but got {dict(traces)!r}.")
-    above, below = two_axes(4.6, 4.2) if axes is None else axes
+    pair = two_axes(4.6, 4.2) if axes is None else axes
+    above, below = pair
     all_lrs = []
     for index, (label, group) in enumerate(many.items()):
         shade = colour(index)
@@ -105,7 +106,7 @@ def plot_traces(
     for ax in (above, below):
         ax.tick_params(labelsize=SMALL - 1)
         ax.legend(fontsize=SMALL - 1)
-    return above, below
+    return pair
 
 
 def _draw_losses(ax: Axes, traces: Sequence[Trace], label: str, shade: str) -> None:

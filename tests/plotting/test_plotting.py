@@ -274,7 +274,7 @@ def test_a_search_without_trials_and_a_wrong_objective() -> None:
     import optuna
 
     assert not lrfinder.plot_search(optuna.create_study()).lines
-    with pytest.raises(ValueError, match="`0 <= objective < 1` must hold.*objective=1"):
+    with pytest.raises(ValueError, match=r"`0 <= objective < 1` must hold.*objective=1"):
         lrfinder.plot_search(study(), objective=1)
 
 

@@ -74,7 +74,7 @@ def test_a_range_test_shows_table_and_curves(result: lrfinder.RangeTest) -> None
 
 def test_a_suggestion_shows_its_table_alone(result: lrfinder.RangeTest) -> None:
     page = check_self_contained(result.suggestion._repr_html_())
-    assert [cell.text for cell in page.iter("td")][0] == "body"
+    assert next(cell.text for cell in page.iter("td")) == "body"
     assert str(result.suggestion) in str(result)  # the same table on a terminal
 
 
