@@ -51,7 +51,6 @@ app = typer.Typer(
     epilog=_EPILOG,
     context_settings=_CONTEXT,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 _COMMANDS: dict[str, Callable[..., None]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from lrfinder.engines import ENGINES, LockstepEngine, first_batch
 from lrfinder.groups import learning_rates
-from lrfinder.ranging.deciding import EFFORTS, Progress, RangeRun
+from lrfinder.progressing import Progress, progress_bar
+from lrfinder.ranging.deciding import EFFORTS, RangeRun
 from lrfinder.ranging.results import Cost, RangeTest
 from lrfinder.snapshots import preserved
 from lrfinder.stepping import Replica
@@ -39,7 +41,7 @@ def range_test(
     val_loader: Loader | None = None,
     engine: str = "auto",
     options: StepOptions = StepOptions(),
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> RangeTest:
     """Find the learning rates between which each param group learns, and one inside.
 
@@ -78,7 +80,8 @@ def range_test(
             that says why not. "auto": the faster of the two, which is checked on the first steps;
             the result's cost says which it was, and why. They agree but for rounding.
         options: How one optimizer step is taken.
-        progress: Called with the stage, the steps taken and the most that will be.
+        progress: True for a bar, in a terminal or a notebook; or a function, called with the stage,
+            the steps taken and the most that will be.
 
     Returns:
         The suggestion, the ramps, the race and the cost.
@@ -111,7 +114,10 @@ def range_test(
     _check_choice("engine", engine, ENGINES)
     tested = _tested_groups(optimizer, groups)
     loaders = [loader] if val_loader is None else [loader, val_loader]
-    with preserved(model, optimizer, scaler=options.scaler, loaders=loaders) as start:
+    with (
+        _shown(progress) as show,
+        preserved(model, optimizer, scaler=options.scaler, loaders=loaders) as start,
+    ):
         val_batch = None if val_loader is None else first_batch(val_loader, seed=seed)
         runner = LockstepEngine(
             replica,
@@ -133,7 +139,7 @@ def range_test(
             replicas=replicas,
             seed=seed,
             val_every=0 if val_loader is None else max(1, num_steps // 25),
-            progress=progress,
+            progress=show,
         )
         suggestion = test.run()
     settings: dict[str, Any] = {
@@ -157,6 +163,12 @@ def range_test(
         ),
         settings=settings,
     )
+
+
+def _shown(progress: Progress | bool) -> AbstractContextManager[Progress | None]:
+    if isinstance(progress, bool):
+        return progress_bar() if progress else nullcontext()
+    return nullcontext(progress)
 
 
 def _without_gradient(

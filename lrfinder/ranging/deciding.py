@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lrfinder.engines import Engine
+from lrfinder.progressing import Progress
 from lrfinder.racing import (
     LINE,
     RUNGS,
@@ -25,8 +26,6 @@ from lrfinder.racing import (
 from lrfinder.suggestions import Bracket, Evidence, Suggestion, ramp_bracket, refused, with_lr
 from lrfinder.suggestions.curves import BracketStatus, Reading, combined
 from lrfinder.sweeping import HELD_AT, Ramp, ramp_groups, ramp_lrs, ramp_together
-
-Progress = Callable[[str, int, int], None]
 
 EXTENSION = 100.0  # a range in which the loss falls to the end is extended by this factor, once
 FEW_GROUPS = 4  # up to which the ramp of each is run on every batch order

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Text and axes are drawn in this colour and given the page's own after, so that a figure suits
 # light and dark pages.
 INK = "#010203"
+OWN_STYLE = "max-width:100%;height:auto;stroke-linejoin:round;stroke-linecap:butt"
 
 
 def themed() -> AbstractContextManager[None]:
@@ -43,6 +44,9 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # matplotlib's style sheet would be the whole page's: what it says, the figure says of itself.
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = text.replace("<svg ", f'<svg style="{OWN_STYLE}" ', 1)
     for ink in (INK, "#000000", "black"):
         text = text.replace(f": {ink}", ": currentColor").replace(f'"{ink}"', '"currentColor"')
     return text

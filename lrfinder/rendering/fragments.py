@@ -39,10 +39,10 @@ def html_fragment(
 
     Args:
         tables: Written by `html_table`.
-        svgs: Of `lrfinder.rendering.figures.figure_svg`; made as narrow as the page.
+        svgs: Of `lrfinder.rendering.figures.figure_svg`.
         texts: Paragraphs; empty ones are left out.
     """
     parts = [html_table(table) for table in tables]
     parts += [f'<p style="margin:.4em 0">{escape(text)}</p>' for text in texts if text]
-    parts += [svg.replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1) for svg in svgs]
+    parts += svgs
     return f"<div {BLOCK}>{''.join(parts)}</div>"

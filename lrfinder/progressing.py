@@ -1,0 +1,38 @@
+"""Progressing: a bar for what takes long, in a terminal or a notebook. Nothing where neither is there."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+# The stage, the steps taken in all, and the most that will be.
+Progress = Callable[[str, int, int], None]
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on the standard error; call what it gives after each part of the work."""
+    with warnings.catch_warnings():
+        # A notebook without ipywidgets: tqdm says so, and draws its bar as text.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        from tqdm.auto import tqdm
+
+    # tqdm's None: none where the standard error is no terminal.
+    with tqdm(
+        total=0, unit=" steps", leave=False, disable=False if in_notebook() else None
+    ) as bar:
+
+        def show(stage: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description(stage, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
