@@ -85,6 +85,10 @@ def test_my_task_is_a_task() -> None:
     assert len(next(iter(started.train_loader))[0]) == 8
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")) + sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted(EXAMPLES.glob("*.py")) + sorted(EXAMPLES.glob("*.ipynb")),
+    ids=lambda path: path.name,
+)
 def test_each_example_is_in_the_table(path: Path) -> None:
     assert f"({path.name})" in (EXAMPLES / "README.md").read_text()
