@@ -3,8 +3,8 @@
 python -m benchmarks.matrix
 
 Each cell is an environment of its own, made by uv and deleted after (some 6 GB with CUDA's
-libraries): the wheel, and either the lowest release of each direct dependency that its bounds and the
-Python allow, or the highest. There `import lrfinder`, the range test and the recorded loop of `examples/` and a
+libraries): the wheel, and of each direct dependency the oldest release that its bounds and the Python
+allow, or the newest; "mixed" is the oldest torch, MLflow and Optuna among the newest of all others. There `import lrfinder`, the range test and the recorded loop of `examples/` and a
 small search from the command line are run, in a folder outside of the clone.
 """
 
@@ -23,9 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from benchmarks.results_file import write_result
 
 ROOT = Path(__file__).parent.parent
+MIXED = ("torch", "torchvision", "mlflow", "optuna")
 SHOWN = ("torch", "torchvision", "mlflow", "optuna", "numpy", "pandas", "matplotlib", "typer")
 VERSIONS = f"""
 import json, platform
@@ -46,6 +49,12 @@ def build_wheel(folder: Path) -> Path:
     subprocess.run([*command, str(folder)], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def lowest(requirement: Requirement) -> str:
+    """The oldest release that a `>=` allows."""
+    (version,) = [one.version for one in requirement.specifier if one.operator == ">="]
+    return version
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -69,6 +78,9 @@ def cell(wheel: Path, python: str, bounds: str, pins: list[str], folder: Path) -
     # `lowest-direct` is of what the command line names: so it names what the wheel depends on.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     # Wheels alone: the oldest release is the oldest that this Python installs without a compiler.
+    if bounds == "mixed":
+        named = [Requirement(text) for text in project["dependencies"]]
+        pins = [*pins, *(f"{r.name}=={lowest(r)}" for r in named if r.name in MIXED)]
     install = ["uv", "pip", "install", "--python", interpreter, "--only-binary", ":all:"]
     install += ["--resolution", resolution, str(wheel), *project["dependencies"], *pins]
     make = ["uv", "venv", "--no-python-downloads", "--python", python, str(environment)]
@@ -93,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     """Make each environment, print what ran, and write `results/matrix.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pythons", nargs="+", default=["3.11", "3.12", "3.13"])
-    parser.add_argument("--bounds", nargs="+", default=["oldest", "newest"])
+    parser.add_argument("--bounds", nargs="+", default=["oldest", "newest", "mixed"])
     parser.add_argument("--pins", nargs="*", default=[], help="as torch==2.11.0, in each cell")
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args(argv)

@@ -40,7 +40,9 @@ def reference_pages() -> dict[str, str]:
         title, _, said = lead.partition(": ")
         parts = [f"# {title}", said[:1].upper() + said[1:]]
         pages[room] = "\n\n".join([*parts, *(f"::: lrfinder.{name}" for name in rooms[room])])
-    for path in sorted((ROOT / "lrfinder" / "integrations").glob("[!_]*.py")):
+    for path in sorted((ROOT / "lrfinder" / "integrations").glob("[!_]*")):
+        if path.suffix != ".py" and not (path / "__init__.py").exists():
+            continue
         module = f"lrfinder.integrations.{path.stem}"
         pages[path.stem] = f"# {path.stem.capitalize()}\n\n::: {module}"
     return {f"reference/{room}.md": text + "\n" for room, text in pages.items()}

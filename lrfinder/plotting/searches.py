@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lrfinder.plotting.canvas import (
@@ -19,8 +20,11 @@ from lrfinder.plotting.canvas import (
 if TYPE_CHECKING:
     import optuna
     from matplotlib.axes import Axes
+    from optuna.distributions import BaseDistribution
 
 MARKS = (("COMPLETE", "completed", "o", COLOURS[0]), ("PRUNED", "pruned", "x", GREY))
+
+MARGIN = 0.04  # of the range that was searched, at either side
 
 
 def plot_search(
@@ -34,8 +38,8 @@ def plot_search(
 
     Ratios of groups come first, then the others as they were proposed. A trial that was completed
     is a dot, the best of them a star, one that was pruned a cross at the last value that it
-    reported. Trials without a finite value are not drawn. The axes are logarithmic where the search is,
-    or where the objective spans decades.
+    reported. Trials without a finite value are not drawn. A panel is as wide as what was searched,
+    and logarithmic where the search is; so is the objective where it spans decades.
 
     Args:
         study: Of `lrfinder.search`, or any study of Optuna; it needs no trials.
@@ -83,17 +87,36 @@ def plot_search(
             star = ([best.params[name]], [values[best.number]])
             panel.plot(*star, "*", color=COLOURS[1], markeredgecolor=ink(), markeredgewidth=0.5,
                        markersize=11, label=f"best, trial {best.number}")  # fmt: skip
-        if any(getattr(trial.distributions.get(name), "log", False) for trial in trials):
-            panel.set_xscale("log")
+        _show_range(panel, [t.distributions[name] for t in trials if name in t.distributions])
         if spans_decades(list(values.values())):
             panel.set_yscale("log")
         panel.set_xlabel(name, fontsize=SMALL)
     for panel in panels:
         panel.grid(alpha=0.3)
-        panel.tick_params(labelsize=SMALL - 1)
+        panel.tick_params(labelsize=SMALL - 1, which="both")
     panels[0].set_ylabel("objective", fontsize=SMALL)
     one_legend(panels)
     return ax
+
+
+def _show_range(panel: Axes, distributions: Sequence[BaseDistribution]) -> None:
+    """The whole range that was searched, so that a trial at its edge is seen to be there."""
+    bounds = [(d.low, d.high) for d in distributions if hasattr(d, "low") and hasattr(d, "high")]
+    if not bounds:
+        return  # choices by name
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    if not high > low:
+        return
+    if any(getattr(one, "log", False) for one in distributions):
+        from matplotlib.ticker import NullFormatter
+
+        panel.set_xscale("log")
+        margin = (high / low) ** MARGIN
+        panel.set_xlim(low / margin, high * margin)
+        if high >= 10 * low:
+            panel.xaxis.set_minor_formatter(NullFormatter())  # powers of ten are enough
+    else:
+        panel.set_xlim(low - MARGIN * (high - low), high + MARGIN * (high - low))
 
 
 def _last_value(trial: optuna.trial.FrozenTrial, objective: int) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,22 @@ def themed() -> AbstractContextManager[None]:
     return matplotlib.rc_context(settings | dict.fromkeys(ink, INK))
 
 
+@contextmanager
+def _open_legends(figure: Figure) -> Iterator[None]:
+    """Legends without a ground of their own in here: the page's ink may be as light as theirs."""
+    from matplotlib.legend import Legend
+
+    frames = [legend.get_frame() for legend in figure.findobj(Legend)]
+    grounds = [frame.get_facecolor() for frame in frames]
+    for frame in frames:
+        frame.set_facecolor("none")
+    try:
+        yield
+    finally:
+        for frame, ground in zip(frames, grounds, strict=True):
+            frame.set_facecolor(ground)
+
+
 def figure_svg(figure: Figure, name: str = "figure") -> str:
     """A figure as inline SVG whose ink is the colour of the page's text.
 
@@ -40,7 +57,8 @@ def figure_svg(figure: Figure, name: str = "figure") -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        with _open_legends(figure):
+            figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

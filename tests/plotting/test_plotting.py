@@ -267,6 +267,7 @@ def test_a_search_is_objective_against_ratio(direction: str, best: float) -> Non
     assert (list(dots.get_xdata()), list(dots.get_ydata())) == ([1.0, 3.0], [0.5, 0.02])
     assert (list(crosses.get_xdata()), list(crosses.get_ydata())) == ([0.2], [2.5])
     assert list(star.get_ydata()) == [best]
+    assert ratio.get_xlim() == pytest.approx((0.1 / 100**0.04, 10 * 100**0.04))  # all of it
     assert ratio.get_xscale() == lr.get_xscale() == ratio.get_yscale() == "log"
 
 
@@ -292,5 +293,6 @@ def test_axes_of_new_figures_show_themselves(result: lrfinder.RangeTest) -> None
     for one in shown:
         html = one._repr_html_()  # type: ignore[union-attr]
         assert html.count("<svg") == 1
+        assert "#ffffff" not in html  # no white ground under ink that may be white
         assert "currentColor" in html
         assert "http" not in html.replace("http://www.w3.org/", "")
