@@ -2,10 +2,11 @@
 
 python -m benchmarks.matrix
 
-Each cell is an environment of its own, made by uv and deleted after (some 6 GB with CUDA's
-libraries): the wheel, and of each direct dependency the oldest release that its bounds and the Python
-allow, or the newest; "mixed" is the oldest torch, MLflow and Optuna among the newest of all others. There `import lrfinder`, the range test and the recorded loop of `examples/` and a
-small search from the command line are run, in a folder outside of the clone.
+Each cell is an environment of its own, made by uv and deleted after (some 6 GB with CUDA's libraries):
+the wheel, and of each direct dependency the oldest release that its bounds and the Python allow, or the
+newest; "mixed" is the oldest torch, MLflow and Optuna among the newest of all others. There
+`import lrfinder`, the range test and the recorded loop of `examples/` and a small search from the
+command line are run, in a folder outside of the clone.
 """
 
 from __future__ import annotations
