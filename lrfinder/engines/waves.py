@@ -132,7 +132,8 @@ def copied(replica: Replica) -> Replica:
     """A replica with a model and an optimizer of its own, which shares what is not trained.
 
     Raises:
-        Unfit: If the model or the optimizer cannot be copied, or has hooks that know this one.
+        Unfit: If the model or the optimizer cannot be copied, or has hooks that know this one, or
+            if the copied optimizer is of no parameter of the copied model.
     """
     model, optimizer = replica.model, replica.optimizer
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
@@ -150,6 +151,10 @@ def copied(replica: Replica) -> Replica:
     options = replica.options
     if options.scaler is not None:
         options = replace(options, scaler=copy.deepcopy(options.scaler))
+    held = {id(p) for group in made.param_groups for p in group["params"]}
+    if not held & {id(p) for p in twin.parameters()}:
+        # As a Keras model does, which is built again from its configuration.
+        raise Unfit("a copy of the model makes its parameters anew")
     return Replica(twin, made, replica.loss_fn, options)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import lrfinder
 from lrfinder.engines import Plan, SteppingEngine, first_batch
@@ -171,6 +172,23 @@ def test_the_first_batch_is_drawn_without_a_trace() -> None:
     state = torch.get_rng_state()
     assert len(first_batch(tiny_loader(), seed=0)) == 2
     assert torch.equal(state, torch.get_rng_state())
+
+
+class BuiltAgain(nn.Linear):
+    """Its copy is built from its configuration, with parameters of its own, as a Keras model's is."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BuiltAgain:
+        return BuiltAgain(self.in_features, self.out_features)
+
+
+def test_a_model_whose_copy_is_built_again_is_tested_step_by_step() -> None:
+    torch.manual_seed(0)
+    model = BuiltAgain(4, 2)
+    loader = [(x, (x[:, 0] > 0).long()) for x in torch.randn(64, 4).split(16)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    result = lrfinder.range_test(model, optimizer, cross_entropy, loader, effort="brackets")
+    assert result.cost.engine == "stepping"
+    assert "a copy of the model makes its parameters anew" in result.cost.reason
 
 
 def test_a_plan_of_other_groups_is_refused() -> None:
