@@ -29,10 +29,14 @@ def progress_bar() -> Iterator[Progress]:
     with tqdm(
         total=0, unit=" steps", leave=False, disable=False if in_notebook() else None
     ) as bar:
+        shown = ""
 
         def show(stage: str, done: int, total: int) -> None:
+            nonlocal shown
             bar.total = total
-            bar.set_description(stage, refresh=False)
             bar.update(done - bar.n)
+            if stage != shown:
+                shown = stage
+                bar.set_description(stage)  # which draws at once
 
         yield show

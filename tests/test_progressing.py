@@ -1,40 +1,40 @@
-"""Tests of the bar: nothing without a terminal, and whole at its end with one."""
+"""Tests of the bar: stages and steps on a terminal, nothing where there is none."""
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
+import io
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-CODE = """
-import torch
+import pytest
+
 import lrfinder
+from lrfinder.progressing import in_notebook, progress_bar
 from tests.helpers import TinyNet, cross_entropy, tiny_loader, tiny_optimizer
-model = TinyNet()
-lrfinder.range_test(
-    model, tiny_optimizer(model), cross_entropy, tiny_loader(), effort="quick", progress=True
-)
-"""
 
 
-def bar(stderr: int) -> None:
-    subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, stderr=stderr, check=True, timeout=120)
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
-def test_a_terminal_sees_the_stages() -> None:
-    own, terminal = pty.openpty()
-    bar(terminal)
-    shown = os.read(own, 100_000).decode()
-    os.close(terminal)
-    os.close(own)
+def test_a_terminal_sees_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar() as show:
+        show("ramps", 100, 1000)
+        show("race", 400, 1000)
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "race" in shown
-    assert "steps" in shown
+    assert "400/1000" in shown
 
 
-def test_a_file_sees_nothing(tmp_path: Path) -> None:
-    with (tmp_path / "stderr").open("wb") as file:
-        bar(file.fileno())
-    assert (tmp_path / "stderr").read_bytes() == b""
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_range_test_without_a_terminal_says_nothing(
+    progress: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = TinyNet()
+    lrfinder.range_test(
+        model, tiny_optimizer(model), cross_entropy, tiny_loader(), effort="brackets",
+        num_steps=20, progress=progress,
+    )  # fmt: skip
+    assert capsys.readouterr() == ("", "")
+    assert not in_notebook()
