@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(cell(wheel, python, bounds, given.pins, folder))
                 shutil.rmtree(folder)
                 print(json.dumps(rows[-1], indent=1), flush=True)
-    if not given.no_save:
-        write_result("matrix", rows)
+                if not given.no_save:
+                    write_result("matrix", rows)
     return int(any(row["failed"] for row in rows))
 
 

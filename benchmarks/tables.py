@@ -138,9 +138,23 @@ def records() -> str:
     return rows_to_markdown(["what", "measured: median [quartiles]", "bar"], rows) + source(data)
 
 
+def matrix() -> str:
+    """Which releases the wheel was run with."""
+    data = read("matrix")
+    names = ("python", "torch", "mlflow", "optuna", "numpy", "pandas", "matplotlib")
+    rows = []
+    for row in data["rows"]:
+        failed = ", ".join(row["failed"])
+        found = [row.get(name, "-") for name in names]
+        rows.append([row["bounds"], *found, f"failed: {failed}" if failed else "all"])
+    header = ["of each dependency the", "Python", *names[1:], "ran"]
+    return rows_to_markdown(header, rows) + source(data)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "house": house,
     "lockstep": lockstep,
+    "matrix": matrix,
     "real_images": real_images,
     "records": records,
     "threads": threads,
