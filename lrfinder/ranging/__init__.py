@@ -41,7 +41,7 @@ def range_test(
     val_loader: Loader | None = None,
     engine: str = "auto",
     options: StepOptions = StepOptions(),
-    progress: Progress | bool = False,
+    progress: Progress | bool | None = None,
 ) -> RangeTest:
     """Find the learning rates between which each param group learns, and one inside.
 
@@ -165,7 +165,7 @@ def range_test(
     )
 
 
-def _shown(progress: Progress | bool) -> AbstractContextManager[Progress | None]:
+def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
     if isinstance(progress, bool):
         return progress_bar() if progress else nullcontext()
     return nullcontext(progress)
