@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from lrfinder.plotting.inline import InlineAxes
+
 # Okabe and Ito (2008), "Color Universal Design": told apart by all kinds of colour blindness.
 # Without black, which is the ink, and without yellow, which cannot be read on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -36,14 +38,14 @@ def ink() -> str:
     return cast("str", matplotlib.rcParams["text.color"])
 
 
-def new_axes(width: float, height: float) -> Axes:
+def new_axes(width: float, height: float) -> InlineAxes:
     """The Axes of a new figure, inches; a notebook shows them."""
     from matplotlib.figure import Figure
 
     from lrfinder.plotting.inline import InlineAxes
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure.add_subplot(axes_class=InlineAxes)
+    return cast("InlineAxes", figure.add_subplot(axes_class=InlineAxes))
 
 
 def two_axes(
@@ -82,7 +84,7 @@ def panelled_axes(count: int, width: float | None) -> Axes:
     rows = math.ceil(count / columns)
     wide = PANEL_WIDTH * columns + 0.4 if width is None else width
     ax = new_axes(wide, PANEL_HEIGHT * rows + 0.1)
-    ax._lrfinder_columns = columns  # type: ignore[attr-defined]
+    ax.columns = columns
     return ax
 
 
@@ -94,7 +96,7 @@ def panels_in(ax: Axes, count: int) -> list[Axes]:
     inches = ax.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
     place = ax.get_position()
     wide, high = float(inches[0] * place.width), float(inches[1] * place.height)
-    columns = getattr(ax, "_lrfinder_columns", None)
+    columns = getattr(ax, "columns", None)
     if columns is None:
         fitting = int((wide + PANEL_GAP) / (LEAST_PANEL + PANEL_GAP))
         columns = max(1, min(count, fitting))

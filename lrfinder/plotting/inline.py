@@ -17,7 +17,13 @@ def figure_html(figure: Figure) -> str:
 
 
 class InlineAxes(Axes):
-    """Axes whose figure is shown where they are the last line of a notebook's cell."""
+    """Axes whose figure is shown where they are the last line of a notebook's cell.
+
+    Attributes:
+        columns: Panels side by side in it, where its figure was made for them; else as many as fit.
+    """
+
+    columns: int | None = None
 
     def _repr_html_(self) -> str:
         return figure_html(cast("Figure", self.get_figure(root=True)))

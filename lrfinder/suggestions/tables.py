@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lrfinder.rendering.tables import Column, Row, Table
 
 if TYPE_CHECKING:
-    from lrfinder.suggestions import Bracket, Suggestion
+    from lrfinder.suggestions import Suggestion
 
 HEADINGS = ("group", "low", "suggested", "high", "one LR", "spread", "status")
 
@@ -32,15 +31,12 @@ def suggestion_table(suggestion: Suggestion) -> Table:
 def suggestion_texts(suggestion: Suggestion) -> list[str]:
     """The reasons of the statuses, what holds for all groups, and the evidence."""
     messages: dict[str, list[str]] = {}
-    for name, bracket in _with_message(suggestion):
-        messages.setdefault(bracket.message, []).append(name)
+    for name, bracket in suggestion.brackets.items():
+        if bracket.message:
+            messages.setdefault(bracket.message, []).append(name)
     texts = [f"{', '.join(names)}: {text}" for text, names in messages.items()]
     texts += [suggestion.message] if suggestion.message else []
     return texts + ([] if suggestion.evidence is None else [str(suggestion.evidence)])
-
-
-def _with_message(suggestion: Suggestion) -> Iterable[tuple[str, Bracket]]:
-    return ((name, b) for name, b in suggestion.brackets.items() if b.message)
 
 
 def _number(value: float | None) -> str:
