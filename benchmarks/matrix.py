@@ -113,8 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="lrfinder-matrix-") as place:
         wheel = build_wheel(Path(place))
-        for python in given.pythons:
-            for bounds in given.bounds:
+        for bounds in given.bounds:
+            for python in given.pythons:
                 folder = Path(place) / "cell"
                 folder.mkdir()
                 rows.append(cell(wheel, python, bounds, given.pins, folder))

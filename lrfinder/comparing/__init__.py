@@ -144,7 +144,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         """Table and curves, as a notebook shows them; nothing outside is referred to."""
         with themed():
-            figure = self.plot()[0].get_figure(root=True)
+            figure = self.plot()[0].figure
         tables = [runs_table(self)]
         if any(len(variant.runs) > 1 for variant in self.variants):
             tables.insert(0, seeds_table(self))

@@ -93,9 +93,8 @@ def panels_in(ax: Axes, count: int) -> list[Axes]:
     if count == 1:
         return [ax]
     ax.set_axis_off()
-    inches = ax.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
-    place = ax.get_position()
-    wide, high = float(inches[0] * place.width), float(inches[1] * place.height)
+    place = ax.get_window_extent()  # pixels
+    wide, high = place.width / ax.figure.dpi, place.height / ax.figure.dpi
     columns = getattr(ax, "columns", None)
     if columns is None:
         fitting = int((wide + PANEL_GAP) / (LEAST_PANEL + PANEL_GAP))

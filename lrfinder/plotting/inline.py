@@ -26,7 +26,7 @@ class InlineAxes(Axes):
     columns: int | None = None
 
     def _repr_html_(self) -> str:
-        return figure_html(cast("Figure", self.get_figure(root=True)))
+        return figure_html(cast("Figure", self.figure))
 
 
 class AxesPair(tuple[Axes, Axes]):
@@ -35,4 +35,4 @@ class AxesPair(tuple[Axes, Axes]):
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        return figure_html(cast("Figure", self[0].get_figure(root=True)))
+        return figure_html(cast("Figure", self[0].figure))
