@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 # The stage, the steps taken in all, and the most that will be.
 Progress = Callable[[str, int, int], None]
@@ -40,3 +40,10 @@ def progress_bar() -> Iterator[Progress]:
                 bar.set_description(stage)  # which draws at once
 
         yield show
+
+
+def shown(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
+    """What a function's argument `progress` asks for: a bar (True), a caller's own function, or nothing."""
+    if isinstance(progress, bool):
+        return progress_bar() if progress else nullcontext()
+    return nullcontext(progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 
 from lrfinder.engines import ENGINES, LockstepEngine, first_batch
 from lrfinder.groups import learning_rates
-from lrfinder.progressing import Progress, progress_bar
+from lrfinder.progressing import Progress, shown
 from lrfinder.ranging.deciding import EFFORTS, RangeRun
 from lrfinder.ranging.results import Cost, RangeTest
 from lrfinder.snapshots import preserved
@@ -115,7 +114,7 @@ def range_test(
     tested = _tested_groups(optimizer, groups)
     loaders = [loader] if val_loader is None else [loader, val_loader]
     with (
-        _shown(progress) as show,
+        shown(progress) as show,
         preserved(model, optimizer, scaler=options.scaler, loaders=loaders) as start,
     ):
         val_batch = None if val_loader is None else first_batch(val_loader, seed=seed)
@@ -163,12 +162,6 @@ def range_test(
         ),
         settings=settings,
     )
-
-
-def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress | None]:
-    if isinstance(progress, bool):
-        return progress_bar() if progress else nullcontext()
-    return nullcontext(progress)
 
 
 def _without_gradient(
