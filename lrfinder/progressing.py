@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-# The stage, the steps taken in all, and the most that will be.
+# The stage, what is done in all (steps, trials), and the most that will be.
 Progress = Callable[[str, int, int], None]
+FORMAT = "{desc}|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
 
 def in_notebook() -> bool:
@@ -26,17 +27,16 @@ def progress_bar() -> Iterator[Progress]:
         from tqdm.auto import tqdm
 
     # tqdm's None: none where the standard error is no terminal.
-    with tqdm(
-        total=0, unit=" steps", leave=False, disable=False if in_notebook() else None
-    ) as bar:
-        shown = ""
+    hidden = False if in_notebook() else None
+    with tqdm(total=0, bar_format=FORMAT, leave=False, disable=hidden) as bar:
+        drawn = ""
 
         def show(stage: str, done: int, total: int) -> None:
-            nonlocal shown
+            nonlocal drawn
             bar.total = total
             bar.update(done - bar.n)
-            if stage != shown:
-                shown = stage
+            if stage != drawn:
+                drawn = stage
                 bar.set_description(stage)  # which draws at once
 
         yield show

@@ -23,7 +23,7 @@ def test_a_terminal_sees_the_stages(monkeypatch: pytest.MonkeyPatch) -> None:
         show("ramps", 100, 1000)
         show("race", 400, 1000)
     shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
-    assert "race" in shown
+    assert "race: |" in shown
     assert "400/1000" in shown
 
 
