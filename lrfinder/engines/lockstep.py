@@ -83,7 +83,7 @@ class Lockstep:
 
     def run(
         self,
-        jobs: Iterable[Job],
+        jobs: Iterable[Job | None],
         count: int,
         *,
         num_steps: int | None = None,
@@ -93,7 +93,7 @@ class Lockstep:
         """Take jobs to their end.
 
         Args:
-            jobs: Drawn one by one, as rows become free.
+            jobs: Drawn one by one, as rows become free; None where there is none for now.
             count: How many there are, or at most will be.
             num_steps: How many steps each is to take; None where it is not known.
             on_end: Called with each job that has ended; its replica is its own again.
@@ -137,7 +137,7 @@ class Lockstep:
         self,
         active: list[Job],
         held: deque[Job],
-        waiting: Iterator[Job],
+        waiting: Iterator[Job | None],
         on_end: Callable[[Job], None],
     ) -> None:
         """Give free rows to those that have begun before, then to those that wait."""

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.ranging import RangeTest, range_test
 from lrfinder.searching.spaces import Interval, Space, check_schedule, make_space
+from lrfinder.searching.storages import lock
 from lrfinder.searching.studies import (
     ENGINE_KEY,
     SPACE_KEY,
@@ -31,6 +32,7 @@ from lrfinder.searching.studies import (
     was_begun,
 )
 from lrfinder.searching.trials import Trials
+from lrfinder.searching.workers import GRACE_PERIOD, Worker
 from lrfinder.snapshots import random_state, set_random_state
 from lrfinder.tasks import Task, planned_steps
 from lrfinder.training.together import check_engine, run_together
@@ -69,6 +71,7 @@ def search(
     direction: Direction = "minimize",
     on_trial: OnTrial | None = None,
     at_once: int | None = None,
+    grace_period: float = GRACE_PERIOD,
 ) -> optuna.Study:
     """Search a learning rate for each group and a schedule for them.
 
@@ -83,14 +86,19 @@ def search(
     Ctrl-C ends the trial and the search; the same call goes on from there where there is a
     storage.
 
+    The same call in several processes, on one machine or on many, shares the work: together they
+    make exactly `n_trials`, and each returns when the study is complete. A worker that is killed
+    or loses its machine is noticed by the others, who do its trial again.
+
     Args:
         task: What to train; it needs a `val_loader`.
         n_trials: Trials in all, >= 1. A study that is there already counts: what it has finished
             is not done again.
         schedule: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR.
         warm_start: A range test of the task; None measures one first, of effort "quick".
-        storage: URL of a database, as "sqlite:///study.db", or an Optuna storage; None keeps the
-            study in memory.
+        storage: URL of a database, as "sqlite:///study.db" or "postgresql+psycopg2://...", or
+            "grpc://host:port" of Optuna's gRPC proxy; one that is away is waited for, up to ten
+            minutes. Or an Optuna storage, which is used as it is. None keeps the study in memory.
         study_name: The study's name in the storage; by default `<task>-<schedule>`.
         sampler: A class name of `optuna.samplers` or an object; by default a multivariate TPE.
         pruner: A class name of `optuna.pruners` or an object; by default the median of the trials
@@ -111,6 +119,8 @@ def search(
             makes room for the next at once. Those do not learn from each other, so None is an
             eighth of `n_trials`; more pay with a pruner that compares with all that have reported,
             as `SuccessiveHalvingPruner` does.
+        grace_period: Seconds without a sign of life, > 0, after which a worker that shares the
+            study is taken for lost, and its trial is given to the others.
 
     Returns:
         The study. `lrfinder.best_hparams(study)` is what to train with.
@@ -118,6 +128,8 @@ def search(
     Raises:
         ValueError: If an argument is out of its bounds, the storage cannot be opened, or the study
             of that name searches something else.
+        StorageError: If the storage refuses what it is told (a full disk), or stays away. What was
+            done is kept.
     """
     epochs = task.num_epochs if num_epochs is None else num_epochs
     _check_arguments(
@@ -167,13 +179,15 @@ def search(
             recorder.set_tags({"optuna.study_name": study.study_name})
             recorder.log_dict(study.user_attrs[SPACE_KEY], "search_space.json")
         try:
-            chooser = run_together(
-                trials.jobs(study, n_trials),
-                n_trials - count_done(study),
-                engine=engine,
-                device=device,
-                at_once=max(1, int(n_trials * SHARE_AT_ONCE)) if at_once is None else at_once,
-            )
+            guard = lock(storage, study.study_name)
+            with Worker(study, guard, grace_period=grace_period) as worker:
+                chooser = run_together(
+                    trials.jobs(worker, n_trials),
+                    n_trials - count_done(study),
+                    engine=engine,
+                    device=device,
+                    at_once=max(1, int(n_trials * SHARE_AT_ONCE)) if at_once is None else at_once,
+                )
         finally:
             trials.record_links(study)
         study.set_user_attr(ENGINE_KEY, {"engine": chooser.name, "reason": chooser.reason})

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from lrfinder.searching.spaces import Space
+from lrfinder.searching.storages import first_reason, lock, open_storage, shown
 
 Direction = Literal["minimize", "maximize"]
 
@@ -119,22 +115,26 @@ def open_study(
     Raises:
         ValueError: If the storage cannot be opened and written.
     """
-    with _lock(storage):
-        try:
+    tables = lock(storage)
+    try:
+        with tables:
             study = optuna.create_study(
-                storage=storage, study_name=study_name, direction=direction, load_if_exists=True
+                storage=open_storage(storage),
+                study_name=study_name,
+                direction=direction,
+                load_if_exists=True,
             )
-        except (
-            OSError,
-            SQLAlchemyError,
-            optuna.exceptions.StorageInternalError,
-            ImportError,
-        ) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise ValueError(
-                "`storage` must be a database that can be opened and written, "
-                f"but got {_shown(storage)}: {reason}"
-            ) from error
+    except (
+        OSError,
+        SQLAlchemyError,
+        optuna.exceptions.StorageInternalError,
+        ImportError,
+    ) as error:
+        raise ValueError(
+            "`storage` must be a database that can be opened and written, "
+            f"but got {shown(storage)}: {first_reason(error)}"
+        ) from error
+    with lock(storage, study.study_name):
         yield study
 
 
@@ -192,38 +192,16 @@ def check_same_search(study: optuna.Study, here: Mapping[str, Any]) -> Space:
     return Space.from_dict(there)
 
 
+def is_counted(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of the study's `n_trials`: it runs, or has ended and is not to be made up."""
+    if trial.state is TrialState.WAITING:
+        return False
+    return not trial.user_attrs.get("interrupted", False)
+
+
 def count_done(study: optuna.Study) -> int:
-    """Trials that have ended; one that Ctrl-C ended does not count, for it is to be made up."""
+    """Trials that have ended, without those that are to be made up: interrupted, or lost."""
     return sum(
-        trial.state.is_finished() and not trial.user_attrs.get("interrupted", False)
+        trial.state.is_finished() and is_counted(trial)
         for trial in study.get_trials(deepcopy=False)
     )
-
-
-def _lock(storage: str | BaseStorage | None) -> AbstractContextManager[Any]:
-    """A lock that all processes of this machine share for one database; none for one in memory."""
-    if not isinstance(storage, str):
-        return nullcontext()
-    try:
-        url = make_url(storage)
-        url.get_dialect()
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise ValueError(
-            "`storage` must be the URL of a database, as 'sqlite:///study.db', an optuna storage, "
-            f"or None, but got {storage!r}."
-        ) from error
-    if url.get_backend_name() != "sqlite":
-        key = hashlib.sha256(storage.encode()).hexdigest()[:16]
-        return FileLock(Path(tempfile.gettempdir()) / f"lrfinder-study-{key}.lock")
-    if not url.database or url.database == ":memory:":
-        return nullcontext()
-    path = Path(url.database)
-    if not path.parent.is_dir():
-        raise ValueError(
-            f"`storage` must lie in a folder that exists, but {path.parent} does not exist."
-        )
-    return FileLock(path.with_name(f"{path.name}.lock"))
-
-
-def _shown(storage: str | BaseStorage | None) -> str:
-    return make_url(storage).render_as_string() if isinstance(storage, str) else repr(storage)

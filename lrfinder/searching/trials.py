@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.engines.lockstep import Job
 from lrfinder.groups import set_learning_rate
 from lrfinder.schedules import Spec
 from lrfinder.searching.spaces import Space
-from lrfinder.searching.studies import count_done
+from lrfinder.searching.storages import StorageError
+from lrfinder.searching.workers import Worker, requeue
 from lrfinder.stepping import Steps
 from lrfinder.tasks import Task
 from lrfinder.traces import Trace
@@ -101,15 +103,22 @@ class Trials:
         self.device = device
         self.recorder = recorder
         self.on_trial = on_trial
-        self._under_way: set[int] = set()
+        self._worker: Worker | None = None
 
-    def jobs(self, study: optuna.Study, n_trials: int) -> Iterator[Job]:
-        """A job for each trial that is missing to `n_trials`; trials are asked for as there is room."""
-        while count_done(study) + len(self._under_way) < n_trials:
-            trial = study.ask()
-            self._under_way.add(trial.number)
+    def jobs(self, worker: Worker, n_trials: int) -> Iterator[Job | None]:
+        """A job for each trial that is missing to `n_trials`; trials are asked for as there is room.
+
+        None where those that are under way are to be gone on with.
+        """
+        study, self._worker = worker.study, worker
+        for trial in worker.trials(n_trials):
+            if trial is None:
+                yield None
+                continue
             try:
                 job = self._job(study, trial)
+            except StorageError:
+                raise
             except BaseException as error:
                 self._fail(study, trial, error)
                 if not isinstance(error, Exception):
@@ -156,14 +165,14 @@ class Trials:
                     )
                 training = started(recorder)
                 yield from training.steps()
+        except StorageError:
+            raise  # there is nobody to tell; what the study has been told is kept
         except BaseException as error:
             self._end(study, trial, failed=error)
             if not isinstance(error, Exception):
                 raise
             return
-        trial.set_user_attr("steps", len(training.trace))
-        trial.set_user_attr("seconds", time.monotonic() - began)
-        self._end(study, trial, trace=training.trace)
+        self._end(study, trial, trace=training.trace, seconds=time.monotonic() - began)
 
     def _end(
         self,
@@ -171,35 +180,54 @@ class Trials:
         trial: optuna.Trial,
         *,
         trace: Trace | None = None,
+        seconds: float = 0.0,
         failed: BaseException | None = None,
     ) -> None:
         """Tell the study how a trial ended."""
-        self._under_way.discard(trial.number)
-        value, state = None, TrialState.FAIL
-        if failed is not None:
-            trial.set_user_attr("reason", f"{type(failed).__name__}: {failed}")
-            trial.set_user_attr("interrupted", not isinstance(failed, Exception))
-        elif trace is not None and trace.status == "completed":
-            value, state = trace.last(self.metric), TrialState.COMPLETE
-            if not math.isfinite(value):
+        try:
+            if trace is not None:
+                trial.set_user_attr("steps", len(trace))
+                trial.set_user_attr("seconds", seconds)
+                value, state = self._judgement(trial, trace)
+            else:
                 value, state = None, TrialState.FAIL
-        elif trace is not None:
-            state = TrialState.PRUNED
-            if trace.status == "diverged":
-                # NaN is what Optuna's samplers take for the worst of the trials that were pruned at
-                # this epoch.
-                epoch = len(trace.metrics.get(self.metric, ((), ()))[0])
-                trial.report(math.nan, epoch)
-            trial.set_user_attr("reason", trace.message)
-        frozen = study.tell(trial, value, state=state)
+                trial.set_user_attr("reason", f"{type(failed).__name__}: {failed}")
+                trial.set_user_attr("interrupted", not isinstance(failed, Exception))
+            frozen = study.tell(trial, value, state=state, skip_if_finished=True)
+        except UpdateFinishedTrialError:
+            # The answer to being told was lost on its way; or this worker was taken for lost, and
+            # another has the trial.
+            frozen = study.get_trials(deepcopy=False)[trial.number]
+        if self._worker is not None:
+            self._worker.end(trial)
+        if frozen.user_attrs.get("interrupted", False):
+            requeue(study, frozen)
         for callback in (self.after_trial, self.on_trial):
             if callback is not None:
                 callback(study, frozen)
 
+    def _judgement(self, trial: optuna.Trial, trace: Trace) -> tuple[float | None, TrialState]:
+        """What a training comes to."""
+        if trace.status == "completed":
+            value = trace.last(self.metric)
+            return (
+                (value, TrialState.COMPLETE) if math.isfinite(value) else (None, TrialState.FAIL)
+            )
+        if trace.status == "diverged":
+            # NaN is what Optuna's samplers take for the worst of the trials that were pruned at
+            # this epoch.
+            epoch = len(trace.metrics.get(self.metric, ((), ()))[0])
+            trial.report(math.nan, epoch)
+        trial.set_user_attr("reason", trace.message)
+        return None, TrialState.PRUNED
+
     def _judge(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
         """Report an epoch, and end a training that is not worth going on with."""
         value = values[self.metric]
-        trial.report(value, epoch)
+        try:
+            trial.report(value, epoch)
+        except UpdateFinishedTrialError:
+            raise StopTraining("Its worker was taken for lost: another has the trial.") from None
         if not math.isfinite(value):
             raise StopTraining(
                 f"{self.metric} was not finite after epoch {epoch + 1}.", status="pruned"

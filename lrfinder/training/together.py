@@ -151,7 +151,7 @@ def make_job(
 
 
 def run_together(
-    jobs: Iterator[Job],
+    jobs: Iterator[Job | None],
     count: int,
     *,
     engine: str,
@@ -161,7 +161,8 @@ def run_together(
     """Take jobs to their end, and say which engine took the steps.
 
     Args:
-        jobs: Drawn one by one, as there is room.
+        jobs: Drawn one by one, as there is room; None where there is none for now, but those that
+            are under way are to be gone on with.
         count: How many there will be at most.
         engine: One of `lrfinder.engines.ENGINES`.
         device: Where they are.
@@ -176,7 +177,7 @@ def run_together(
     capacity = min(capacity_for(first.replica), count if at_once is None else at_once)
     lockstep = Lockstep(chooser, capacity=max(1, capacity))
 
-    def all_jobs() -> Iterator[Job]:
+    def all_jobs() -> Iterator[Job | None]:
         yield first
         yield from jobs
 
