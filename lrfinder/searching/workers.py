@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Self
@@ -31,7 +31,7 @@ HEARTBEAT = "lrfinder.heartbeat"
 RETRIED = "lrfinder.retried"  # how often it was begun before
 RETRY_OF = "lrfinder.retry_of"  # the number of the trial that was lost
 
-OnLost = Callable[[FrozenTrial], None]
+OnLost = Callable[[optuna.Study, FrozenTrial], None]
 
 
 class Worker:
@@ -56,7 +56,7 @@ class Worker:
         lock: AbstractContextManager[object],
         *,
         grace_period: float = GRACE_PERIOD,
-        on_lost: OnLost = lambda trial: None,
+        on_lost: OnLost = lambda study, trial: None,
     ) -> None:
         if not grace_period > 0:
             raise ValueError(f"`grace_period > 0` must hold, but got grace_period={grace_period}.")
@@ -104,8 +104,9 @@ class Worker:
 
     def _ask(self, n_trials: int) -> tuple[optuna.Trial | None, bool]:
         with self._lock:
-            self._look_for_lost()
             trials = self.study.get_trials(deepcopy=False)
+            if self._give_up_lost(trials):
+                trials = self.study.get_trials(deepcopy=False)
             counted = [trial for trial in trials if is_counted(trial)]
             if len(counted) >= n_trials:
                 return None, all(trial.state.is_finished() for trial in counted)
@@ -129,23 +130,26 @@ class Worker:
 
     # -- those that are lost ----------------------------------------------------------------------
 
-    def _look_for_lost(self) -> None:
+    def _give_up_lost(self, trials: Sequence[FrozenTrial]) -> bool:
         now = time.monotonic()
         outages = getattr(self.study._storage, "outages", 0)
         if outages != self._outages:
             # Nobody could tell that it lives while the storage was away.
             self._outages = outages
             self._seen.clear()
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        for trial in running:
-            if trial.number in self._under_way:
+        lost = []
+        for trial in trials:
+            if trial.state is not TrialState.RUNNING or trial.number in self._under_way:
                 continue
             beat = trial.user_attrs.get(HEARTBEAT, 0)
             before, since = self._seen.get(trial.number, (None, now))
             if beat != before:
                 self._seen[trial.number] = beat, now
             elif now - since > self._grace:
-                self._give_up(trial)
+                lost.append(trial)
+        for trial in lost:
+            self._give_up(trial)
+        return bool(lost)
 
     def _give_up(self, trial: FrozenTrial) -> None:
         """Take a trial from a worker that is lost, and put it in the queue again."""
@@ -158,7 +162,7 @@ class Worker:
         else:
             reason += f" It is not tried again: that happened {retried + 1} times."
         live.set_user_attr("reason", reason)
-        self._on_lost(trial)
+        self._on_lost(self.study, trial)
         self.study.tell(live, state=TrialState.FAIL)
 
     # -- the thread -------------------------------------------------------------------------------

@@ -230,6 +230,27 @@ class MlflowRecorder(Contents):
         child._start(session, header, {})
         return child
 
+    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
+        """The id of a run of this experiment that has these tags, whoever made it.
+
+        None where there is none, or the store does not answer.
+
+        Args:
+            tags: All of them.
+            since: When it began at the earliest, in seconds since 1970.
+        """
+        terms = [f"tags.`{key}` = '{value}'" for key, value in as_texts(tags).items()]
+        terms.append(f"attributes.start_time >= {int(since * 1000)}")
+        where = self.experiment_id
+        if where is None:
+            return None  # the store has not made any yet
+        try:
+            found = open_store(self.tracking_uri).search_runs([where], " and ".join(terms))
+        except StoreAwayError as away:
+            _log.warning("%s", away)
+            return None
+        return str(found[0].info.run_id) if found else None
+
     def log_links(
         self, run_ids: Sequence[str], metrics: Sequence[str], *, filter: str = ""
     ) -> dict[str, str]:

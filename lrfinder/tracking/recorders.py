@@ -93,6 +93,9 @@ class Recorder(Protocol):
     def child(self, run_name: str | None = None, **tags: Any) -> Recorder:
         """A recorder of a run below this one."""
 
+    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
+        """The id of a run of this experiment that has these tags, whoever made it."""
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was recorded is in the store."""
 
@@ -187,6 +190,10 @@ class NullRecorder:
     def child(self, run_name: str | None = None, **tags: Any) -> NullRecorder:
         """This recorder."""
         return self
+
+    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
+        """There are no runs."""
+        return None
 
     def flush(self, timeout: float | None = None) -> None:
         """Do nothing."""
