@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lrfinder.distributing import is_main, process_group, spread
 from lrfinder.groups import (
     group_names,
     learning_rates,
@@ -138,6 +139,7 @@ __all__ = [
     "given_options",
     "group_names",
     "image_folder",
+    "is_main",
     "learning_rates",
     "link_environment",
     "load_task",
@@ -150,6 +152,7 @@ __all__ = [
     "plot_search",
     "plot_traces",
     "preserved",
+    "process_group",
     "range_test",
     "report_html",
     "report_tables",
@@ -159,6 +162,7 @@ __all__ = [
     "search",
     "seed_everything",
     "set_learning_rate",
+    "spread",
     "supervised",
     "sync",
     "train",

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrfinder.distributing import loss_of, mean, summed, unwrapped
 from lrfinder.groups import check_optimizer, group_names
 from lrfinder.schedules import StepSchedule
 from lrfinder.tasks import Batch, LossFn, StepOptions, batch_size, move_to
@@ -62,6 +63,8 @@ class Replica:
             )
         _check_same_model(model, self.parameters)
         self.checked_loss = False
+        # Made here, where processes that train together take over the first one's weights.
+        self._loss = loss_of(model, loss_fn)
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Take one optimizer step on the mean gradient of the batches.
@@ -179,13 +182,16 @@ class Replica:
             trace.set_status("diverged", f"The loss was not finite at step {trace.diverged_at}.")
 
     def backward(self, batches: Sequence[Batch]) -> Tensor:
-        """Leave the gradients of the mean loss of the batches, scaled by the scaler; returns that loss, detached."""
+        """Leave the gradients of the mean loss of the batches, scaled by the scaler; returns that loss, detached.
+
+        Both are means over the processes that train the model together, where there are several.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         share = 1.0 / len(batches)
         total: Tensor | None = None
         for batch in batches:
             with autocast(self.device, self.options.autocast):
-                loss = self.loss_fn(self.model, move_to(batch, self.device))
+                loss = self._loss(move_to(batch, self.device))
             if not self.checked_loss:
                 check_loss(loss)
                 self.checked_loss = True
@@ -195,7 +201,7 @@ class Replica:
             scaled.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None  # `run` gives at least one batch
-        return total
+        return mean(total)
 
     def _clip(self) -> None:
         if self.options.clip_norm is not None:
@@ -227,9 +233,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Mean loss and metrics over a loader, weighted by the number of samples of each batch.
 
-    Law: val/m = sum_b n_b m(model, batch_b) / sum_b n_b, in eval mode, without gradients. Every
-    module's train/eval flag is put back. Non-finite values stay non-finite. One wait for the
-    device, at the end.
+    Law: val/m = sum_b n_b m(model, batch_b) / sum_b n_b, in eval mode, without gradients; over the
+    batches of all processes that train the model together. Every module's train/eval flag is put
+    back. Non-finite values stay non-finite. One wait for the device, at the end.
 
     Returns:
         `{"val/loss": ..., "val/<metric>": ...}`.
@@ -241,6 +247,7 @@ def evaluate(
         "loss": loss_fn,
         **(metrics or {}),
     }
+    model = unwrapped(model)  # whose processes may have different numbers of batches here
     device = model_device(model)
     sums = {name: torch.zeros((), device=device) for name in functions}
     count = 0
@@ -253,7 +260,9 @@ def evaluate(
                 sums[name] = sums[name] + torch.as_tensor(function(model, moved)).detach() * size
     if count == 0:
         raise ValueError("The validation loader must give at least one batch, but it is empty.")
-    values = torch.stack(list(sums.values())).cpu().double() / count
+    own = torch.stack(list(sums.values())).cpu().double()
+    totals = summed(torch.cat([own, torch.tensor([count], dtype=torch.float64)]))
+    values = totals[:-1] / totals[-1]
     return {f"val/{name}": value for name, value in zip(functions, values.tolist(), strict=True)}
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrfinder.distributing import spread
 from lrfinder.groups import param_groups
 
 Batch = Any
@@ -150,6 +151,7 @@ class Task:
         val_loader = (
             None if self.val_loader is None else _make_loader(self.val_loader, seed, place)
         )
+        train_loader = spread(train_loader)
         return Started(
             model=model, optimizer=optimizer, train_loader=train_loader, val_loader=val_loader
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import lrfinder
-from lrfinder.commands import options
+from lrfinder.commands import options, running
 from lrfinder.commands.running import command, console, stages, ui_hint
 
 
@@ -42,7 +42,7 @@ def range_test(
     """Find the learning rates between which each param group learns, and one inside."""
     made = options.load(task, data)
     screen = console()
-    with lrfinder.MlflowRecorder(run_name=f"range test {made.name}") as recorder:
+    with running.recorder(f"range test {made.name}") as recorder:
         recorder.log_params(
             {"task": task, "data": data, "effort": effort, "seed": seed, "num_steps": num_steps}
         )

@@ -17,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import lrfinder
+
 P = ParamSpec("P")
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
@@ -33,18 +35,28 @@ class Terminated(KeyboardInterrupt):
 def console() -> Console:
     """Where results are printed; wide enough for a table where it is a file and not a terminal."""
     fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Console(width=fixed, soft_wrap=False)
+    return Console(width=fixed, soft_wrap=False, quiet=not lrfinder.is_main())
+
+
+def recorder(run_name: str) -> Any:
+    """A run in MLflow, of the first of the processes that train together; the others have none."""
+    return lrfinder.MlflowRecorder(run_name=run_name) if lrfinder.is_main() else (
+        lrfinder.NullRecorder()
+    )  # fmt: skip
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """A command whose errors are one red line, and which SIGTERM ends as Ctrl-C does."""
+    """A command whose errors are one red line, and which SIGTERM ends as Ctrl-C does.
+
+    Under `torchrun` the processes are joined.
+    """
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         # MLflow tells of each table that it makes in a fresh store.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         try:
-            with _sigterm_raised():
+            with _sigterm_raised(), lrfinder.process_group():
                 function(*args, **kwargs)
         except KeyboardInterrupt as error:
             terminated = isinstance(error, Terminated)
@@ -123,11 +135,18 @@ def _bar() -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+    return Progress(
+        *columns,
+        console=stderr,
+        transient=True,
+        disable=not (stderr.is_terminal and lrfinder.is_main()),
+    )
 
 
 def ui_hint(recorder: Any) -> str:
     """The command that opens MLflow's pages on a run, and the addresses of those that matter."""
+    if not lrfinder.is_main():
+        return ""
     uri, run_id = str(recorder.tracking_uri), recorder.run_id
     if run_id is None:
         return f"{uri} has not answered; the record waits in {recorder.spool}"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import lrfinder
-from lrfinder.commands import options
+from lrfinder.commands import options, running
 from lrfinder.commands.running import command, console, progress, ui_hint
 
 
@@ -61,7 +61,7 @@ def train(
         raise ValueError("`keep` checkpoints needs a `checkpoint` path, but none was given.")
     made = options.load(task, data)
     epochs = made.num_epochs if num_epochs is None else num_epochs
-    with lrfinder.MlflowRecorder(run_name=f"train {made.name}") as recorder:
+    with running.recorder(f"train {made.name}") as recorder:
         recorder.log_params({"task": task, "data": data, "device": device})
         with progress("training", epochs) as advance:
             trace = lrfinder.train_task(

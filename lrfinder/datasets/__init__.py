@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from lrfinder.distributing import share_of
+
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 Pair = tuple[Tensor, Tensor]
 
@@ -72,6 +74,7 @@ class TensorLoader:
         self.generator = torch.Generator().manual_seed(seed)
         # Shared with the loaders made from this one: the data are on each device once.
         self._copies: dict[torch.device, tuple[Tensor, ...]] = {self.device: tensors}
+        self._part = (0, 1)  # this process's, of how many
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +88,7 @@ class TensorLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        samples = len(self.tensors[0])
+        samples = -(-len(self.tensors[0]) // self._part[1])
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
@@ -100,6 +103,9 @@ class TensorLoader:
         order = None
         if self.shuffle:
             order = torch.randperm(len(self.tensors[0]), generator=epoch).to(self.device)
+        if self._part != (0, 1):
+            samples = torch.arange(len(self.tensors[0]), device=self.device)
+            order = share_of(samples if order is None else order, *self._part)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             stop = start + self.batch_size
             if order is None:
@@ -123,6 +129,20 @@ class TensorLoader:
         made.generator.set_state(self.generator.get_state())
         return made
 
+    def part(self, rank: int, count: int) -> Self:
+        """A loader of one process's share of each batch, as `lrfinder.spread` makes it.
+
+        Args:
+            rank: 0 <= rank < count.
+            count: Processes that train together.
+        """
+        if self._part == (rank, count):
+            return self
+        made = self._like(self.tensors)
+        made.generator.set_state(self.generator.get_state())
+        made._part = (rank, count)
+        return made
+
     def seeded(self, seed: int) -> Self:
         """A loader of the same data with a generator of its own, seeded with `seed`."""
         made = self._like(self.tensors)
@@ -137,7 +157,7 @@ class TensorLoader:
             transform=self.transform,
             drop_last=self.drop_last,
         )
-        made._copies = self._copies
+        made._copies, made._part = self._copies, self._part
         return made
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lrfinder.distributing import is_distributed
 from lrfinder.stepping import Replica
 
 Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
@@ -54,6 +55,8 @@ class Chooser:
         self._samples: dict[tuple[int, str], list[float]] = {}
         self._fast: int | None = None  # fewest replicas for which lockstep was faster
         self._slow = 1  # most replicas for which it was not
+        if is_distributed():
+            self.refuse("several processes train one model together, a step after the other")
 
     @property
     def name(self) -> str:

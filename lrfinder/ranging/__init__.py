@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lrfinder.distributing import spread
 from lrfinder.engines import ENGINES, LockstepEngine, first_batch
 from lrfinder.groups import learning_rates
 from lrfinder.progressing import Progress, shown
@@ -50,6 +51,9 @@ def range_test(
     Gaussian process is fitted to all that they show, and its lowest place is suggested. Whatever
     happens inside, model, optimizer, attached schedulers, scaler, gradients, train/eval flags,
     random states and the loaders' generators are bit for bit as before.
+
+    In processes that `torchrun` has started (see `lrfinder.process_group`) it is one test: each
+    takes its share of each batch, and all come to the same result.
 
     Args:
         model: Any module. One in eval mode is tested in train mode; the flags of one in train mode
@@ -106,6 +110,7 @@ def range_test(
     1502.07943; the reading: `lrfinder.suggestions.surrogates`.
     """
     began = time.monotonic()
+    loader = spread(loader)
     replica = Replica(model, optimizer, loss_fn, options)
     start_lr, end_lr = _checked_range(optimizer, start_lr, end_lr)
     _check_numbers(num_steps=num_steps, replicas=replicas, planned_steps=planned_steps, seed=seed)

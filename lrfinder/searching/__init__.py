@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lrfinder.distributing import is_distributed
 from lrfinder.ranging import RangeTest, range_test
 from lrfinder.searching.spaces import Interval, Space, check_schedule, make_space
 from lrfinder.searching.storages import lock
@@ -131,6 +132,11 @@ def search(
         StorageError: If the storage refuses what it is told (a full disk), or stays away. What was
             done is kept.
     """
+    if is_distributed():
+        raise ValueError(
+            "`search` must run in one process by itself, but torchrun has started several. Start "
+            "the same search in several processes with one `storage` instead: they share it."
+        )
     epochs = task.num_epochs if num_epochs is None else num_epochs
     _check_arguments(
         task,

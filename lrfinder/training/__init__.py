@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrfinder.datasets.fingerprints import data_facts
+from lrfinder.distributing import is_main, spread
 from lrfinder.groups import learning_rates
 from lrfinder.schedules import ScheduleDriver, Spec, drive
 from lrfinder.stepping import OnStep, Replica, Steps, evaluate, take_alone
@@ -83,6 +84,10 @@ def train(
     Each epoch: one optimizer step for each `options.accumulation` batches, then evaluation, then
     the schedule moves on (a schedule with `"interval": "step"` moves on after each step instead).
     A loss that is not finite ends the training with status "diverged": a result, not an exception.
+
+    In processes that `torchrun` has started (see `lrfinder.process_group`) it is one training: each
+    takes its share of each batch, gradients and losses are averaged, and the first process alone
+    records, prints and writes checkpoints, which all must be able to read.
 
     Args:
         model: Any module. One in eval mode is put in train mode; the flags of a model that is in
@@ -202,11 +207,11 @@ class Training:
         path = None if checkpoint is None else Path(checkpoint)
         self.replica = replica
         self.val_loader = val_loader
-        self._loader = loader
+        self._loader = loader = spread(loader)
         self.run = Run(replica, driver, loader, path=path)
         self._num_epochs = num_epochs
         self._metrics = metrics
-        self._recorder = recorder
+        self._recorder = recorder if is_main() else None
         self._checkpoint_every = checkpoint_every
         self._monitor = monitor
         self._direction = direction
@@ -214,7 +219,7 @@ class Training:
         self._seed = seed
         self._on_step = on_step
         self._on_epoch = on_epoch
-        self._verbose = verbose
+        self._verbose = verbose and is_main()
 
     @property
     def trace(self) -> Trace:

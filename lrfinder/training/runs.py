@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from lrfinder.distributing import is_main
 from lrfinder.groups import learning_rates
 from lrfinder.schedules import ScheduleDriver
 from lrfinder.snapshots import loader_generators, random_state, set_random_state
@@ -95,7 +96,7 @@ class Run:
 
     def save(self, *, best: bool = False) -> None:
         """Write the checkpoint, and the best one beside it."""
-        if self.path is None:
+        if self.path is None or not is_main():
             return
         replica, scaler = self.replica, self.replica.options.scaler
         state = {
