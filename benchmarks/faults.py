@@ -459,23 +459,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PARTS)
     only = parser.parse_args(argv).only
-    path = RESULTS / "faults.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     import mlflow  # noqa: F401 - before the forks, which share it
 
     torch.set_num_threads(1)
+    path = RESULTS / "faults.json"
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         measure(root / "measured.json")
         for part in PARTS if only is None else (only,):
-            rows = [row for row in rows if row["part"] != part]
+            found = []
             for row in measured(part, root):
                 print(row, flush=True)
-                rows.append({"part": part, **row})
-    rows.sort(key=lambda row: PARTS.index(row["part"]))
-    for row in rows:
-        row.update(bad=sum(row.get(key, 0) for key in BAD))
-    write_result("faults", rows, command="faults")
+                found.append({"part": part, **row})
+            rows = json.loads(path.read_text())["rows"] if path.exists() else []
+            rows = [row for row in rows if row["part"] != part] + found
+            rows.sort(key=lambda row: PARTS.index(row["part"]))
+            write_result("faults", rows, command="faults")
 
 
 if __name__ == "__main__":
