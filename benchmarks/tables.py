@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.faults.tables import TABLES as FAULTS_TABLES
 from benchmarks.markdown import read, rows_to_markdown, source
 from benchmarks.range_test.tables import TABLES as RANGE_TEST_TABLES
 
@@ -158,6 +159,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "real_images": real_images,
     "records": records,
     "threads": threads,
+    **FAULTS_TABLES,
     **RANGE_TEST_TABLES,
 }
 

@@ -18,7 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 import lrfinder
-from benchmarks.faults import BAD
+from benchmarks.faults.verdicts import BAD
 from lrfinder.searching.studies import count_done, is_counted, quiet_optuna
 from lrfinder.searching.workers import HEARTBEAT, MAX_RETRIES, Worker
 from tests.searching.test_searching import tiny_task
@@ -29,21 +29,21 @@ ROOT = str(Path(__file__).parents[2])
 DRIVER = """
 import json, pathlib, sys
 import mlflow, torch
-from benchmarks import faults
+from benchmarks.faults import parts, workers
 from benchmarks.servers import Postgres, grpc_proxy
 torch.set_num_threads(1)
 root = pathlib.Path(sys.argv[1])
-faults.measure(root / "measured.json")
+workers.measure(root / "measured.json")
 folders = [root / name for name in ("kills", "outage", "grpc", "sqlite")]
 for folder in folders:
     folder.mkdir()
 with Postgres(root / "pg") as server, Postgres(root / "pg-2") as second:
-    rows = [faults.kills(folders[0], server.uri, sys.argv[2], count=4, n_trials=10, pause=0.03)]
+    rows = [parts.kills(folders[0], server.uri, sys.argv[2], count=4, n_trials=10, pause=0.03)]
     with grpc_proxy(server.uri) as proxy:
-        rows += [faults.at_once(folders[2], proxy, "grpc", 4, n_trials=8, pause=0.01, study="b")]
-    rows += [faults.outage(folders[1], second, seconds=3.0, n_trials=10)]
+        rows += [parts.at_once(folders[2], proxy, "grpc", 4, n_trials=8, pause=0.01, study="b")]
+    rows += [parts.outage(folders[1], second, seconds=3.0, n_trials=10)]
 sqlite = f"sqlite:///{root}/study.db"
-rows += [faults.at_once(folders[3], sqlite, "SQLite", 4, n_trials=8, pause=0.01)]
+rows += [parts.at_once(folders[3], sqlite, "SQLite", 4, n_trials=8, pause=0.01)]
 print(json.dumps(rows))
 """
 
