@@ -67,6 +67,11 @@ _LAZY: dict[str, str] = {
     "report_html": "lrfinder.reporting",
     "report_tables": "lrfinder.reporting",
     "best_hparams": "lrfinder.searching",
+    "confirmed": "lrfinder.searching",
+    "importances": "lrfinder.searching",
+    "Confirmed": "lrfinder.searching.confirming",
+    "contour_figure": "lrfinder.searching.reading",
+    "slice_figure": "lrfinder.searching.reading",
     "search": "lrfinder.searching",
     "RecordError": "lrfinder.delivering.stores",
     "Bracket": "lrfinder.suggestions",
@@ -75,7 +80,7 @@ _LAZY: dict[str, str] = {
     "Suggestion": "lrfinder.suggestions",
     "MlflowRecorder": "lrfinder.tracking",
     "train_seeds": "lrfinder.training.together",
-    "train_task": "lrfinder.searching.trials",
+    "train_task": "lrfinder.searching.recipes",
 }
 
 if TYPE_CHECKING:
@@ -91,8 +96,10 @@ if TYPE_CHECKING:
     from lrfinder.reporting.arms import Arm, ArmComparison, Measure
     from lrfinder.reporting.comparisons import comparison_report
     from lrfinder.reporting.figures import arms_figure
-    from lrfinder.searching import best_hparams, search
-    from lrfinder.searching.trials import train_task
+    from lrfinder.searching import best_hparams, confirmed, importances, search
+    from lrfinder.searching.confirming import Confirmed
+    from lrfinder.searching.reading import contour_figure, slice_figure
+    from lrfinder.searching.recipes import train_task
     from lrfinder.shipped.networks import Net, SimpleModel
     from lrfinder.suggestions import Bracket, Evidence, RefusedSuggestion, Suggestion
     from lrfinder.tracking import MlflowRecorder
@@ -105,6 +112,7 @@ __all__ = [
     "Bracket",
     "CheckpointError",
     "Comparison",
+    "Confirmed",
     "CropAndFlip",
     "EnvironmentLinkError",
     "Evidence",
@@ -134,12 +142,15 @@ __all__ = [
     "build_scheduler",
     "compare",
     "comparison_report",
+    "confirmed",
+    "contour_figure",
     "describe",
     "evaluate",
     "given_options",
     "group_names",
     "image_folder",
     "is_main",
+    "importances",
     "learning_rates",
     "link_environment",
     "load_task",
@@ -163,6 +174,7 @@ __all__ = [
     "seed_everything",
     "set_learning_rate",
     "spread",
+    "slice_figure",
     "supervised",
     "sync",
     "train",

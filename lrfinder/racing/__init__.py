@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lrfinder.engines import Engine, Plan
 from lrfinder.racing.candidates import (
+    JOINT_BOX,
     LINE,
     RUNGS,
     Candidate,
@@ -27,6 +28,7 @@ from lrfinder.racing.landscapes import Landscape, horizon
 from lrfinder.racing.standings import Race, Standing
 
 __all__ = [
+    "JOINT_BOX",
     "LINE",
     "RUNGS",
     "Candidate",

@@ -1,33 +1,38 @@
 """Searching: Optuna proposes learning rates and a schedule; each trial is one training.
 
-The search starts warm: the range test's brackets bound it, and its first trials are what the range
-test suggests, the best single LR that it found, and the middle of these. So it does not end worse
-than they do on the metric that it minimises.
+The search starts warm: the box in which the range test raced bounds it, and its first trials are
+what the range test suggests, the best single LR that it found, the middle of these, and the race's
+winner. So it does not end worse than they do on the metric that it minimises.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from lrfinder.distributing import is_distributed
 from lrfinder.ranging import RangeTest, range_test
-from lrfinder.searching.spaces import Interval, Space, check_schedule, make_space
+from lrfinder.searching.arguments import Settings, check_arguments
+from lrfinder.searching.budgets import RANGE_TEST_KEY, Budget
+from lrfinder.searching.confirming import Confirmation, best_trials, confirmed, most_trials
+from lrfinder.searching.proposals import UserHparams
+from lrfinder.searching.reading import best_hparams, importances
+from lrfinder.searching.recipes import Recipe, TaskMaker
+from lrfinder.searching.samplers import make_pruner, make_sampler
+from lrfinder.searching.spaces import Space
+from lrfinder.searching.starts import box_of, first_points, inside, look_at, refusals
 from lrfinder.searching.storages import lock
 from lrfinder.searching.studies import (
     ENGINE_KEY,
     SPACE_KEY,
-    Direction,
     begin_study,
     check_same_search,
     count_done,
-    make_pruner,
-    make_sampler,
+    is_counted,
     open_study,
     quiet_optuna,
     was_begun,
@@ -36,7 +41,7 @@ from lrfinder.searching.trials import Trials
 from lrfinder.searching.workers import GRACE_PERIOD, Worker
 from lrfinder.snapshots import random_state, set_random_state
 from lrfinder.tasks import Task, planned_steps
-from lrfinder.training.together import check_engine, run_together
+from lrfinder.training.together import run_together
 
 if TYPE_CHECKING:
     import torch
@@ -46,19 +51,29 @@ if TYPE_CHECKING:
 
     from lrfinder.tracking.recorders import Recorder
 
+__all__ = ["best_hparams", "confirmed", "importances", "search"]
+
 # Trials that are under way together do not learn from each other, and a pruner that compares with
 # those that were completed has none to compare the first ones with.
 SHARE_AT_ONCE = 1 / 8
+USUAL_TRIALS = 32  # where no number is given
 
 OnTrial = Callable[[optuna.Study, FrozenTrial], None]
+Progress = Callable[[str, int, int], None]
 
 
 def search(
-    task: Task,
-    n_trials: int,
+    task: Task | TaskMaker,
+    n_trials: int | None = None,
     *,
-    schedule: str = "StepLR",
-    warm_start: RangeTest | None = None,
+    schedule: str | Sequence[str] = "StepLR",
+    gamma: str = "one",
+    warm_up: bool = False,
+    hparams: UserHparams | None = None,
+    warm_start: RangeTest | bool | None = None,
+    n_steps: int | None = None,
+    timeout: float | None = None,
+    confirm: int | None = None,
     storage: str | BaseStorage | None = None,
     study_name: str | None = None,
     sampler: str | BaseSampler | None = None,
@@ -68,19 +83,20 @@ def search(
     seed: int = 0,
     num_epochs: int | None = None,
     device: str | torch.device = "auto",
-    metric: str = "val/loss",
-    direction: Direction = "minimize",
+    metric: str | Sequence[str] = "val/loss",
+    direction: str | Sequence[str] = "minimize",
     on_trial: OnTrial | None = None,
+    progress: Progress | None = None,
     at_once: int | None = None,
     grace_period: float = GRACE_PERIOD,
 ) -> optuna.Study:
     """Search a learning rate for each group and a schedule for them.
 
     Searched, on log scales: the LR of a reference group and the ratio of each other group to it,
-    inside the range test's brackets; and the schedule's `gamma` and `step_size` (StepLR), `gamma`
-    and two milestones (MultiStepLR), `gamma` (ExponentialLR), or the end of the annealing
+    inside the box in which the range test raced; and the schedule's `gamma` and `step_size` (StepLR),
+    `gamma` and two milestones (MultiStepLR), `gamma` (ExponentialLR), or `T_max` and `eta_min`
     (CosineAnnealingLR). Each trial is one `train` of the task, made afresh from the same seed; the
-    objective is the metric after its last epoch.
+    objective is the metric after its last epoch, which is reported after each.
 
     A training that diverges is a result: its trial is pruned, with the reason as its user
     attribute `reason`. A trial that raises fails, with its reason too, and the search goes on.
@@ -91,19 +107,40 @@ def search(
     make exactly `n_trials`, and each returns when the study is complete. A worker that is killed
     or loses its machine is noticed by the others, who do its trial again.
 
+    The best of many trials is a lucky one, so the best few are trained again on new seeds, the
+    better half of them on more; `lrfinder.confirmed(study)` has the means.
+
     Args:
-        task: What to train; it needs a `val_loader`.
+        task: What to train; it needs a `val_loader`. Or a function that makes it of options that
+            all have defaults, some of which `hparams` chooses.
         n_trials: Trials in all, >= 1. A study that is there already counts: what it has finished
-            is not done again.
-        schedule: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR.
-        warm_start: A range test of the task; None measures one first, of effort "quick".
+            is not done again. At least one of `n_trials`, `n_steps` and `timeout` must be given;
+            no trial begins once one of them is spent.
+        schedule: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR; of several the search
+            chooses.
+        gamma: "one" for all groups, or "each" its own.
+        warm_up: Whether to search a linear warm-up of 0 to a quarter of the epochs.
+        hparams: A function `(trial) -> dict` of your own. What it returns is taken in the place of
+            the parameter of that name (`lr/<group>`, `ratio/<group>`, `gamma`, `step_size`,
+            `milestone_1`, `milestone_2`, `eta_min_ratio`, `T_max`, `warm_up`; with several
+            schedules `StepLR/gamma`), of all LRs (`lrs`), or of the `schedule`. So it fixes
+            (`{"gamma": 0.5}`) or narrows (`{"gamma": trial.suggest_float("gamma", 0.2, 0.6)}`).
+            Other names are options of the function that makes the task (`batch_size`, `width`) or of
+            the optimizer (`weight_decay`, `weight_decay/head`).
+        warm_start: A range test of the task; None measures one first, of effort "quick"; False
+            does without: then all groups are searched from 1e-6 to 10.
+        n_steps: Optimizer steps of the range test and the trials, >= 1.
+        timeout: Seconds of wall time of the range test and the trials, > 0.
+        confirm: How many of the best trials are trained again, on top of the budget; by default an
+            eighth, at most 4, and none of fewer than 16 trials.
         storage: URL of a database, as "sqlite:///study.db" or "postgresql+psycopg2://...", or
             "grpc://host:port" of Optuna's gRPC proxy; one that is away is waited for, up to ten
             minutes. Or an Optuna storage, which is used as it is. None keeps the study in memory.
         study_name: The study's name in the storage; by default `<task>-<schedule>`.
-        sampler: A class name of `optuna.samplers` or an object; by default a multivariate TPE.
-        pruner: A class name of `optuna.pruners` or an object; by default the median of the trials
-            before.
+        sampler: A class of `optuna.samplers`, by name ("GPSampler", "TPESampler(n_startup_trials=4)")
+            or an object; by default a multivariate TPE.
+        pruner: A class of `optuna.pruners`, by name or an object; by default the median of the
+            trials before.
         recorder: Gets one child run for each trial. The trial's `mlflow_run_id` and the run's tag
             `optuna.trial_number` link the two.
         engine: What the range test and the trials run on: "stepping", one after the other;
@@ -113,9 +150,11 @@ def search(
         seed: Of the trainings, the sampler and the range test.
         num_epochs: Length of a trial; by default the task's.
         device: As in `Task.start`.
-        metric: "val/loss" or "val/<metric>" of the task.
-        direction: Whether the metric is better low or high.
+        metric: "val/loss", "val/<metric>" of the task, "steps" or "seconds" of a trial. Several
+            make a study of several objectives, which Optuna does not prune.
+        direction: "minimize" or "maximize": of all metrics, or one for each.
         on_trial: Called with the study and each trial that has ended.
+        progress: Called with the stage, what is done of it and all that there is.
         at_once: The most trials that are under way at a time in lockstep, >= 1; one that is pruned
             makes room for the next at once. Those do not learn from each other, so None is an
             eighth of `n_trials`; more pay with a pruner that compares with all that have reported,
@@ -127,6 +166,7 @@ def search(
         The study. `lrfinder.best_hparams(study)` is what to train with.
 
     Raises:
+        TypeError: If `task` or `hparams` returns something else than it should.
         ValueError: If an argument is out of its bounds, the storage cannot be opened, or the study
             of that name searches something else.
         StorageError: If the storage refuses what it is told (a full disk), or stays away. What was
@@ -137,119 +177,170 @@ def search(
             "`search` must run in one process by itself, but torchrun has started several. Start "
             "the same search in several processes with one `storage` instead: they share it."
         )
-    epochs = task.num_epochs if num_epochs is None else num_epochs
-    _check_arguments(
-        task,
-        n_trials,
-        epochs,
+    budget = Budget(n_trials=n_trials, n_steps=n_steps, timeout=timeout)
+    recipe = Recipe(task)
+    settings = check_arguments(
+        recipe.base,
         schedule=schedule,
+        gamma=gamma,
+        warm_up=warm_up,
         metric=metric,
         direction=direction,
         engine=engine,
+        num_epochs=num_epochs,
+        seed=seed,
+        device=device,
         at_once=at_once,
+        confirm=confirm,
     )
-    here = {"task": task.name, "seed": seed, "metric": metric, "direction": direction}
-    here |= {"group_names": list(task.groups), "schedule": schedule, "num_epochs": epochs}
-
-    def measured() -> tuple[Space, list[dict[str, float]]]:
-        result = warm_start or _measure(
-            task, seed=seed, device=device, engine=engine, num_epochs=epochs
-        )
-        return _space_and_starts(result, task, schedule=schedule, num_epochs=epochs)
+    expected = n_trials or USUAL_TRIALS
+    several = max(1, int(expected * SHARE_AT_ONCE)) if at_once is None else at_once
+    sampling: dict[str, Any] = {
+        "n_trials": expected,
+        "conditional": len(settings.schedules) > 1 or hparams is not None,
+    }
 
     with quiet_optuna(), _random_states_kept():
-        make_sampler(sampler, seed=seed, n_trials=n_trials)  # a bad name is told before all else
-        made_pruner = make_pruner(pruner, num_epochs=epochs)
-        name = study_name or f"{task.name}-{schedule}"
-        with open_study(storage, name, direction=direction) as study:
-            if was_begun(study):
-                given = {} if warm_start is None else measured()[0].to_dict()
-                space = check_same_search(study, here | given)
-            else:
-                space, starts = measured()
-                begin_study(study, here | space.to_dict(), starts)
+        make_sampler(sampler, seed=seed, **sampling)  # a bad name is told before all else
+        made_pruner = make_pruner(pruner, num_epochs=settings.num_epochs)
+        name = study_name or f"{recipe.base.name}-{'-'.join(settings.schedules)}"
+        with open_study(storage, name, directions=settings.directions) as study:
+            space = _space(study, recipe.base, settings, hparams, warm_start, progress)
         # A seeded sampler that starts again would propose what it proposed before.
         moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
-        study.sampler = make_sampler(sampler, seed=moved, n_trials=n_trials)
+        study.sampler = make_sampler(sampler, seed=moved, **sampling)
         study.pruner = made_pruner
-        trials = Trials(
-            task,
-            space,
-            metric=metric,
-            seed=seed,
-            device=device,
-            recorder=recorder,
-            on_trial=on_trial,
-        )
         if recorder is not None:
             recorder.set_tags({"optuna.study_name": study.study_name})
             recorder.log_dict(study.user_attrs[SPACE_KEY], "search_space.json")
+
+        def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+            if on_trial is not None:
+                on_trial(study, trial)
+            _tell(progress, study, budget)
+
+        trials = Trials(
+            recipe,
+            space,
+            user=hparams,
+            metrics=settings.metrics,
+            seed=seed,
+            device=device,
+            recorder=recorder,
+            on_trial=after_trial,
+        )
+        _tell(progress, study, budget)
         try:
             guard = lock(storage, study.study_name)
             with Worker(
                 study, guard, grace_period=grace_period, on_lost=trials.record_lost
             ) as worker:
-                chooser = run_together(
-                    trials.jobs(worker, n_trials),
-                    n_trials - count_done(study),
-                    engine=engine,
-                    device=device,
-                    at_once=max(1, int(n_trials * SHARE_AT_ONCE)) if at_once is None else at_once,
+                for jobs in trials.groups(worker, budget, several):
+                    chooser = run_together(
+                        jobs,
+                        max(1, expected - count_done(study)),
+                        engine=engine,
+                        device=device,
+                        at_once=several,
+                    )
+                    note = {"engine": chooser.name, "reason": chooser.reason}
+                    study.set_user_attr(ENGINE_KEY, note)
+            top = most_trials(confirm, count_done(study))
+            if top and best_trials(study):
+                confirmation = Confirmation(
+                    study,
+                    recipe,
+                    settings=settings,
+                    recorder=recorder,
+                    on_training=lambda done, total: (
+                        progress("confirming", done, total) if progress else None
+                    ),
                 )
+                with lock(storage, f"{study.study_name} confirming"):  # one worker does it
+                    confirmation.run(top)
+        except KeyboardInterrupt as error:
+            error.add_note(_how_to_go_on(study, in_memory=storage is None))
+            raise
         finally:
             trials.record_links(study)
-        study.set_user_attr(ENGINE_KEY, {"engine": chooser.name, "reason": chooser.reason})
     return study
 
 
-def best_hparams(study: optuna.Study) -> dict[str, Any]:
-    """What the best trial used: `{"lrs": {group: lr}, "schedule": spec}`, ready for `train`.
-
-    Raises:
-        ValueError: If no trial was completed, or the study is none of `lrfinder.search`.
-    """
-    trials = study.get_trials(deepcopy=False)
-    if not any(trial.state is TrialState.COMPLETE for trial in trials):
-        reasons = {trial.user_attrs["reason"] for trial in trials if "reason" in trial.user_attrs}
-        raise ValueError(
-            f"Study {study.study_name!r} must have a completed trial, "
-            f"but none of its {len(trials)} was completed. "
-            + (f"Their reasons: {'; '.join(sorted(reasons))}" if reasons else "Run more trials.")
-        )
-    hparams: dict[str, Any] | None = study.best_trial.user_attrs.get("hparams")
-    if hparams is None:
-        raise ValueError(
-            f"Study {study.study_name!r} must be one of `lrfinder.search`, but it is not."
-        )
-    return hparams
-
-
-def _check_arguments(
+def _space(
+    study: optuna.Study,
     task: Task,
-    n_trials: int,
-    num_epochs: int,
-    *,
-    schedule: str,
-    metric: str,
-    direction: str,
-    engine: str,
-    at_once: int | None,
-) -> None:
-    named = {"n_trials": n_trials, "num_epochs": num_epochs, "at_once": at_once}
-    for name, value in named.items():
-        if value is not None and value < 1:
-            raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
-    check_schedule(schedule)
-    if task.val_loader is None:
+    settings: Settings,
+    user: UserHparams | None,
+    warm_start: RangeTest | bool | None,
+    progress: Progress | None,
+) -> Space:
+    """The study's space: its own where it was begun, else that of a range test, noted in the study."""
+    own = look_at(user)
+    here = settings.note() | {"hparams": own.note()}
+    result = warm_start if isinstance(warm_start, RangeTest) else None
+    if was_begun(study):
+        given = {} if result is None else _space_of(result, task, settings).to_dict()
+        return check_same_search(study, here | given)
+    if result is None and warm_start is not False:
+        result = _measure(task, settings, progress)
+    if result is not None:
+        cost = {"steps": result.cost.steps, "seconds": result.cost.seconds}
+        space = _space_of(result, task, settings)
+        study.set_user_attr(RANGE_TEST_KEY, cost | {"refused": refusals(result, space.wide)})
+        points = first_points(result)
+    else:
+        space, points = settings.space(dict.fromkeys(task.groups)), []
+    starts = [space.params(lrs) for lrs in points]
+    narrowed = [inside(params, own.distributions) for params in starts if params is not None]
+    begin_study(study, here | space.to_dict(), narrowed)
+    return space
+
+
+def _space_of(result: RangeTest, task: Task, settings: Settings) -> Space:
+    brackets = result.suggestion.brackets
+    if set(brackets) != set(task.groups):
         raise ValueError(
-            f"Task {task.name!r} must have a `val_loader` for a search, but it has none."
+            f"`warm_start` must be a range test of the groups of task {task.name!r} "
+            f"({', '.join(task.groups)}), but it is one of {', '.join(brackets)}."
         )
-    metrics = ["val/loss", *(f"val/{name}" for name in task.metrics)]
-    if metric not in metrics:
-        raise ValueError(f"`metric` must be one of {', '.join(metrics)}, but got {metric!r}.")
-    if direction not in ("minimize", "maximize"):
-        raise ValueError(f"`direction` must be 'minimize' or 'maximize', but got {direction!r}.")
-    check_engine(engine)
+    return settings.space(box_of(result, list(task.groups)), first_points(result))
+
+
+def _measure(task: Task, settings: Settings, progress: Progress | None) -> RangeTest:
+    started = task.start(settings.seed, device=settings.device)
+    return range_test(
+        started.model,
+        started.optimizer,
+        task.loss_fn,
+        started.train_loader,
+        effort="quick",
+        options=task.options,
+        planned_steps=planned_steps(started, settings.num_epochs, task.options),
+        seed=settings.seed,
+        engine=settings.engine,
+        progress=progress,
+    )
+
+
+def _tell(progress: Progress | None, study: optuna.Study, budget: Budget) -> None:
+    if progress is None:
+        return
+    best = best_trials(study)
+    note = f", best {best[0].values[0]:.4g}" if best else ""
+    counted = [trial for trial in study.get_trials(deepcopy=False) if is_counted(trial)]
+    progress(f"search{note}", *budget.progress(study, counted))
+
+
+def _how_to_go_on(study: optuna.Study, *, in_memory: bool) -> str:
+    count = count_done(study)
+    if in_memory:
+        return (
+            f"The study was in memory, so its {count} finished trials are lost. "
+            "With a storage, as sqlite:///study.db, the same call would go on from here."
+        )
+    return (
+        f"{count} finished trials are kept in study {study.study_name!r}: the same call goes on."
+    )
 
 
 @contextmanager
@@ -260,50 +351,3 @@ def _random_states_kept() -> Iterator[None]:
         yield
     finally:
         set_random_state(state)
-
-
-def _measure(
-    task: Task,
-    *,
-    seed: int,
-    device: str | torch.device,
-    engine: str,
-    num_epochs: int,
-) -> RangeTest:
-    started = task.start(seed, device=device)
-    return range_test(
-        started.model,
-        started.optimizer,
-        task.loss_fn,
-        started.train_loader,
-        effort="quick",
-        options=task.options,
-        planned_steps=planned_steps(started, num_epochs, task.options),
-        seed=seed,
-        engine=engine,
-    )
-
-
-def _space_and_starts(
-    result: RangeTest, task: Task, *, schedule: str, num_epochs: int
-) -> tuple[Space, list[dict[str, float]]]:
-    """The space that a range test bounds, and the parameters of the first trials."""
-    suggestion = result.suggestion
-    if set(suggestion.brackets) != set(task.groups):
-        raise ValueError(
-            f"`warm_start` must be a range test of the groups of task {task.name!r} "
-            f"({', '.join(task.groups)}), but it is one of {', '.join(suggestion.brackets)}."
-        )
-    points = [dict(lrs) for lrs in (suggestion.lrs, suggestion.control) if lrs]
-    if len(points) == 2:
-        # Short races exaggerate how far groups should be apart: halfway to the control is a hedge.
-        own, control = points
-        points.append({name: math.sqrt(own[name] * control[name]) for name in own})
-    brackets: dict[str, Interval | None] = {}
-    for name in task.groups:
-        bracket = suggestion.brackets[name]
-        usable = bracket.status in ("ok", "noisy", "bracket_only")
-        brackets[name] = (bracket.low, bracket.high) if usable else None
-    space = make_space(brackets, schedule=schedule, num_epochs=num_epochs, include=points)
-    starts = [space.params(lrs) for lrs in points]
-    return space, [params for params in starts if params is not None]

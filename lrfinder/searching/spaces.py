@@ -7,85 +7,32 @@ base LR and the ratios to it needs fewer trials than one that proposes each LR b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from lrfinder.searching.proposals import (
+    SCHEDULES,
+    WARM_UP_SHARE,
+    Given,
+    Hparams,
+    Interval,
+    Lrs,
+    UserHparams,
+    check_schedule,
+    checked_mapping,
+    gentle_schedule,
+    propose_schedule,
+    warmed_up,
+)
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-Interval = tuple[float, float]
-Lrs = Mapping[str, float]
-
 # Searched for a group of which no bracket is known: every LR that a usual optimizer was ever
 # given.
 WIDE: Interval = (1e-6, 10.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleSpace:
-    """How a search proposes one kind of schedule.
-
-    Args:
-        propose: `(trial, num_epochs, lrs)` -> a spec of `lrfinder.build_scheduler`.
-        gentle: `(num_epochs)` -> parameters of `propose` that decay little, for the first trials.
-    """
-
-    propose: Callable[[BaseTrial, int, Lrs], dict[str, Any]]
-    gentle: Callable[[int], dict[str, float]]
-
-
-def _step(trial: BaseTrial, num_epochs: int, lrs: Lrs) -> dict[str, Any]:
-    gamma = trial.suggest_float("gamma", 0.05, 1.0)
-    return {
-        "name": "StepLR",
-        "step_size": trial.suggest_int("step_size", 1, num_epochs),
-        "gamma": gamma,
-    }
-
-
-def _multi_step(trial: BaseTrial, num_epochs: int, lrs: Lrs) -> dict[str, Any]:
-    # The second fraction is one of what the first leaves, so the milestones increase whatever is
-    # proposed.
-    first = trial.suggest_float("milestone_1", 0.1, 0.9)
-    second = first + (1.0 - first) * trial.suggest_float("milestone_2", 0.1, 0.9)
-    start = max(1, round(first * num_epochs))
-    milestones = [start, max(start + 1, round(second * num_epochs))]
-    return {
-        "name": "MultiStepLR",
-        "milestones": milestones,
-        "gamma": trial.suggest_float("gamma", 0.05, 1.0),
-    }
-
-
-def _exponential(trial: BaseTrial, num_epochs: int, lrs: Lrs) -> dict[str, Any]:
-    # Bounded by what is left of the LR at the end: between a thousandth and all of it.
-    low = math.pow(1e-3, 1.0 / num_epochs)
-    return {"name": "ExponentialLR", "gamma": trial.suggest_float("gamma", low, 1.0)}
-
-
-def _cosine(trial: BaseTrial, num_epochs: int, lrs: Lrs) -> dict[str, Any]:
-    # torch's eta_min is one LR for all groups: a share of the lowest one lies below each of them.
-    share = trial.suggest_float("eta_min_ratio", 1e-4, 0.5, log=True)
-    return {"name": "CosineAnnealingLR", "T_max": num_epochs, "eta_min": share * min(lrs.values())}
-
-
-SCHEDULES: dict[str, ScheduleSpace] = {
-    "StepLR": ScheduleSpace(
-        propose=_step,
-        gentle=lambda epochs: {"gamma": 0.5, "step_size": max(1, round(2 * epochs / 3))},
-    ),
-    "MultiStepLR": ScheduleSpace(
-        propose=_multi_step,
-        gentle=lambda epochs: {"milestone_1": 0.6, "milestone_2": 0.6, "gamma": 0.5},
-    ),
-    "ExponentialLR": ScheduleSpace(
-        propose=_exponential, gentle=lambda epochs: {"gamma": math.pow(0.25, 1.0 / epochs)}
-    ),
-    "CosineAnnealingLR": ScheduleSpace(
-        propose=_cosine, gentle=lambda epochs: {"eta_min_ratio": 0.05}
-    ),
-}
+REMADE = ("lrs", "schedule")  # what a user's function may propose in the place of the space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +47,10 @@ class Space:
         reference: The group whose LR is the base.
         base: Interval of the reference group's LR.
         ratios: Interval of the ratio of each other group.
-        schedule: A key of `SCHEDULES`.
+        schedules: Keys of `SCHEDULES`; of several, the search chooses one.
         num_epochs: Length of a trial.
+        gamma_each: Whether each group has a gamma of its own.
+        warm_up: Whether a warm-up of some epochs is searched.
         wide: Groups whose interval is wide, since no bracket of theirs is known.
     """
 
@@ -109,23 +58,76 @@ class Space:
     reference: str
     base: Interval
     ratios: Mapping[str, Interval] = field(default_factory=dict)
-    schedule: str
+    schedules: tuple[str, ...]
     num_epochs: int
+    gamma_each: bool = False
+    warm_up: bool = False
     wide: tuple[str, ...] = ()
 
-    def hparams(self, trial: BaseTrial) -> dict[str, Any]:
-        """What the trial proposes: `{"lrs": {group: lr}, "schedule": spec}`, ready for `train`."""
-        base = trial.suggest_float(f"lr/{self.reference}", *self.base, log=True)
+    def hparams(self, trial: BaseTrial, user: UserHparams | None = None) -> Hparams:
+        """What the trial proposes, ready for `train_task`: `{"lrs": {group: lr}, "schedule": spec}`.
+
+        Args:
+            trial: What proposes.
+            user: As `hparams` of `lrfinder.search`. What it returns takes the place of the
+                parameters of those `names`; `lrs` and `schedule` that of all LRs and of the
+                schedule; all else is put under "options", for the optimizer and the task.
+
+        Raises:
+            TypeError: If the function returns no mapping.
+            ValueError: If it returns LRs of other groups.
+        """
+        # The function only ever sees trials of a real study.
+        given = {} if user is None else _checked(user(trial), self.group_names)  # type: ignore[arg-type]
+        proposer = Given(trial, given)
+        lrs = dict(given["lrs"]) if "lrs" in given else self._lrs(proposer)
+        schedule = given["schedule"] if "schedule" in given else self._schedule(proposer, lrs)
+        hparams: Hparams = {"lrs": lrs, "schedule": schedule}
+        known = {*REMADE, *self.names}
+        options = {key: value for key, value in given.items() if key not in known}
+        return hparams | ({"options": options} if options else {})
+
+    def _lrs(self, proposer: Given) -> dict[str, float]:
+        base = proposer.suggest_float(f"lr/{self.reference}", *self.base, log=True)
         lrs = {self.reference: base}
         for name, interval in self.ratios.items():
-            lrs[name] = base * trial.suggest_float(f"ratio/{name}", *interval, log=True)
-        lrs = {name: lrs[name] for name in self.group_names}
-        return {
-            "lrs": lrs,
-            "schedule": SCHEDULES[self.schedule].propose(trial, self.num_epochs, lrs),
-        }
+            own = proposer.given(f"lr/{name}")
+            if own is None:
+                own = base * proposer.suggest_float(f"ratio/{name}", *interval, log=True)
+            lrs[name] = own
+        return {name: lrs[name] for name in self.group_names}
 
-    def params(self, lrs: Lrs) -> dict[str, float] | None:
+    def _schedule(self, proposer: Given, lrs: Lrs) -> dict[str, Any]:
+        name = self.schedules[0]
+        if len(self.schedules) > 1:
+            name = proposer.suggest_categorical("schedule_name", list(self.schedules))
+        spec = propose_schedule(
+            proposer,
+            name,
+            lrs,
+            num_epochs=self.num_epochs,
+            gamma_each=self.gamma_each,
+            prefix=self._prefix(name),
+        )
+        if not self.warm_up:
+            return spec
+        longest = max(1, self.num_epochs // WARM_UP_SHARE)
+        return warmed_up(spec, proposer.suggest_int("warm_up", 0, longest))
+
+    @property
+    def names(self) -> set[str]:
+        """Of all parameters, those of every schedule among them, and `lr/<group>` of every group."""
+        names = {f"lr/{group}" for group in self.group_names}
+        names |= {f"ratio/{group}" for group in self.ratios} | {"schedule_name", "warm_up"}
+        for schedule in self.schedules:
+            names |= set(self._gentle(schedule))
+        return names
+
+    def _prefix(self, name: str) -> str:
+        """Before a schedule's parameters, where several schedules have some of the same name."""
+        return f"{name}/" if len(self.schedules) > 1 else ""
+
+    def params(self, lrs: Lrs) -> dict[str, Any] | None:
         """The parameters that propose these LRs with a gentle schedule.
 
         A group that is missing in `lrs` is left to the sampler; None where it is the reference.
@@ -133,16 +135,29 @@ class Space:
         base = lrs.get(self.reference)
         if base is None:
             return None
-        params = {f"lr/{self.reference}": base}
+        name = self.schedules[0]
+        params: dict[str, Any] = {f"lr/{self.reference}": base}
         params |= {f"ratio/{name}": lrs[name] / base for name in self.ratios if name in lrs}
-        return params | SCHEDULES[self.schedule].gentle(self.num_epochs)
+        params |= {"schedule_name": name} if len(self.schedules) > 1 else {}
+        params |= {"warm_up": 0} if self.warm_up else {}
+        return params | self._gentle(name)
+
+    def _gentle(self, schedule: str) -> dict[str, float]:
+        return gentle_schedule(
+            schedule,
+            self.group_names,
+            num_epochs=self.num_epochs,
+            gamma_each=self.gamma_each,
+            prefix=self._prefix(schedule),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy, as it reads back from JSON."""
         data = asdict(self)
         data["base"] = list(self.base)
         data["ratios"] = {name: list(interval) for name, interval in self.ratios.items()}
-        return data | {"group_names": list(self.group_names), "wide": list(self.wide)}
+        lists = ("group_names", "schedules", "wide")
+        return data | {name: list(getattr(self, name)) for name in lists}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Space:
@@ -152,27 +167,21 @@ class Space:
             reference=data["reference"],
             base=(data["base"][0], data["base"][1]),
             ratios={name: (low, high) for name, (low, high) in data["ratios"].items()},
-            schedule=data["schedule"],
+            schedules=tuple(data["schedules"]),
             num_epochs=data["num_epochs"],
+            gamma_each=data["gamma_each"],
+            warm_up=data["warm_up"],
             wide=tuple(data["wide"]),
-        )
-
-
-def check_schedule(schedule: str) -> None:
-    """Raise a ValueError that lists what can be searched, where this schedule cannot."""
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"`schedule` must be one that can be searched ({', '.join(SCHEDULES)}), "
-            f"but got {schedule!r}. "
-            "Train with any other by giving its spec to `train`."
         )
 
 
 def make_space(
     brackets: Mapping[str, Interval | None],
     *,
-    schedule: str,
+    schedules: Iterable[str],
     num_epochs: int,
+    gamma_each: bool = False,
+    warm_up: bool = False,
     include: Iterable[Lrs] = (),
 ) -> Space:
     """The space inside the brackets.
@@ -184,21 +193,25 @@ def make_space(
     Args:
         brackets: Lowest and highest LR of each group, in the optimizer's order; None for one that
             was refused.
-        schedule: A key of `SCHEDULES`.
+        schedules: Keys of `SCHEDULES`.
         num_epochs: Length of a trial, >= 1.
+        gamma_each: As of `Space`.
+        warm_up: As of `Space`.
         include: LRs that must be inside, of all groups or of some.
 
     Example:
         >>> space = make_space(
         ...     {"body": (0.01, 1.0), "head": (0.1, 1.0)},
-        ...     schedule="StepLR",
+        ...     schedules=["StepLR"],
         ...     num_epochs=8,
         ...     include=[{"body": 2.0}],
         ... )
         >>> space.base, space.ratios
         ((0.01, 2.0), {'head': (1.0, 10.0)})
     """
-    check_schedule(schedule)
+    names = tuple(schedules)
+    for name in names:
+        check_schedule(name)
     known = [name for name, bracket in brackets.items() if bracket is not None]
     reference = known[0] if known else next(iter(brackets))
     intervals = {name: bracket or WIDE for name, bracket in brackets.items()}
@@ -219,8 +232,10 @@ def make_space(
         reference=reference,
         base=base,
         ratios=ratios,
-        schedule=schedule,
+        schedules=names,
         num_epochs=num_epochs,
+        gamma_each=gamma_each and any(SCHEDULES[name].gamma for name in names),
+        warm_up=warm_up,
         wide=tuple(name for name in brackets if name not in known),
     )
 
@@ -228,3 +243,14 @@ def make_space(
 def _widen(interval: Interval, points: Iterable[float]) -> Interval:
     values = [*interval, *points]
     return min(values), max(values)
+
+
+def _checked(given: Any, group_names: tuple[str, ...]) -> dict[str, Any]:
+    found = checked_mapping(given)
+    lrs = found.get("lrs")
+    if lrs is not None and (not isinstance(lrs, Mapping) or set(lrs) != set(group_names)):
+        raise ValueError(
+            f"`lrs` of `hparams` must hold an LR for each of {', '.join(group_names)}, "
+            f"but got {lrs!r}."
+        )
+    return found

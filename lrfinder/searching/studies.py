@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import optuna
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,75 +35,9 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def make_sampler(sampler: str | BaseSampler | None, *, seed: int, n_trials: int) -> BaseSampler:
-    """A sampler of its class name in `optuna.samplers`; None for a multivariate TPE.
-
-    Raises:
-        ValueError: If there is no such class, or it cannot be made without arguments.
-    """
-    if isinstance(sampler, BaseSampler):
-        return sampler
-    if sampler is None or sampler == "TPESampler":
-        # A third of a short search is enough to begin with: its first trials come from the range
-        # test.
-        startup = min(10, max(3, n_trials // 3))
-        return optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, n_startup_trials=startup, seed=seed
-        )
-    made = _make("sampler", sampler, optuna.samplers, BaseSampler, seed=seed)
-    assert isinstance(made, BaseSampler)
-    return made
-
-
-def make_pruner(pruner: str | BasePruner | None, *, num_epochs: int) -> BasePruner:
-    """A pruner of its class name in `optuna.pruners`; None for the median of the trials before.
-
-    Raises:
-        ValueError: If there is no such class, or it cannot be made without arguments.
-    """
-    if isinstance(pruner, BasePruner):
-        return pruner
-    if pruner is None or pruner == "MedianPruner":
-        # A trial whose LR decays late looks bad early: its first third is never judged.
-        return optuna.pruners.MedianPruner(
-            n_startup_trials=4, n_warmup_steps=max(1, num_epochs // 3)
-        )
-    made = _make("pruner", pruner, optuna.pruners, BasePruner)
-    assert isinstance(made, BasePruner)
-    return made
-
-
-def _make(kind: str, name: str, module: Any, base: type, **arguments: Any) -> object:
-    classes = {
-        key: value
-        for key, value in vars(module).items()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and not key.startswith(("Base", "_"))
-    }
-    if name not in classes:
-        raise ValueError(
-            f"`{kind}` must be one of {', '.join(sorted(classes))}, but got {name!r}."
-        )
-    for options in (arguments, {}):
-        try:
-            made: object = classes[name](**options)
-        except TypeError:
-            continue  # not every sampler takes a seed, and some need more than we know
-        except ImportError as error:
-            raise ValueError(
-                f"`{kind}` {name} needs a package that is not installed: {error}"
-            ) from error
-        return made
-    raise ValueError(
-        f"`{kind}` {name} must be given as an object, for it needs arguments: "
-        f"optuna.{kind}s.{name}(...)."
-    )
-
-
 @contextmanager
 def open_study(
-    storage: str | BaseStorage | None, study_name: str | None, *, direction: Direction
+    storage: str | BaseStorage | None, study_name: str | None, *, directions: Sequence[Direction]
 ) -> Iterator[optuna.Study]:
     """The study of that name, made if it is not there; other processes that open it wait.
 
@@ -121,7 +53,7 @@ def open_study(
             study = optuna.create_study(
                 storage=open_storage(storage),
                 study_name=study_name,
-                direction=direction,
+                directions=list(directions),
                 load_if_exists=True,
             )
     except (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -15,15 +15,16 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.engines.lockstep import Job
-from lrfinder.groups import set_learning_rate
-from lrfinder.schedules import Spec
+from lrfinder.searching.budgets import Budget
+from lrfinder.searching.confirming import best_trials
+from lrfinder.searching.proposals import Hparams, UserHparams
+from lrfinder.searching.recipes import Recipe
 from lrfinder.searching.spaces import Space
 from lrfinder.searching.storages import StorageError
 from lrfinder.searching.workers import Worker, requeue
 from lrfinder.stepping import Steps
-from lrfinder.tasks import Task
 from lrfinder.traces import Trace
-from lrfinder.training import OnEpoch, StepRecorder, StopTraining, Training, train
+from lrfinder.training import StepRecorder, StopTraining, Training
 from lrfinder.training.together import make_job
 
 if TYPE_CHECKING:
@@ -35,89 +36,101 @@ CLOCKS_APART = 3600.0  # seconds; of machines that share a study
 TOP = 10  # trials that the pages of MLflow are linked for
 
 
-def train_task(
-    task: Task,
-    *,
-    lrs: float | Mapping[str, float] | None = None,
-    schedule: Spec | None = None,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    num_epochs: int | None = None,
-    recorder: StepRecorder | None = None,
-    checkpoint: str | Path | None = None,
-    on_epoch: OnEpoch | None = None,
-    verbose: bool = False,
-) -> Trace:
-    """Train a task, made afresh from a seed, and return what happened.
-
-    Args:
-        task: What to train.
-        lrs: One LR for all groups, or one for each or for some; None for the optimizer's own.
-        schedule: A spec of `lrfinder.build_scheduler`; None for constant LRs.
-        seed: Of the weights, the order of the batches and all else that is random.
-        device: As in `Task.start`.
-        num_epochs: By default the task's.
-        recorder: As in `lrfinder.train`.
-        checkpoint: As in `lrfinder.train`.
-        on_epoch: As in `lrfinder.train`.
-        verbose: As in `lrfinder.train`.
-    """
-    started = task.start(seed, device=device)
-    if lrs is not None:
-        set_learning_rate(started.optimizer, lrs)
-    return train(
-        started.model,
-        started.optimizer,
-        task.loss_fn,
-        started.train_loader,
-        num_epochs=task.num_epochs if num_epochs is None else num_epochs,
-        scheduler=schedule,
-        val_loader=started.val_loader,
-        metrics=task.metrics,
-        recorder=recorder,
-        checkpoint=checkpoint,
-        options=task.options,
-        seed=seed,
-        on_epoch=on_epoch,
-        verbose=verbose,
-    )
-
-
 class Trials:
     """One training for each trial of a study."""
 
     def __init__(
         self,
-        task: Task,
+        recipe: Recipe,
         space: Space,
         *,
-        metric: str,
+        user: UserHparams | None,
+        metrics: Sequence[str],
         seed: int,
         device: str | torch.device,
         recorder: Recorder | None,
         on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None,
     ) -> None:
-        self.task = task
+        self.recipe = recipe
         self.space = space
-        self.metric = metric
+        self.user = user
+        self.metrics = tuple(metrics)
         self.seed = seed
         self.device = device
         self.recorder = recorder
         self.on_trial = on_trial
         self._worker: Worker | None = None
+        self._asked: deque[tuple[optuna.Trial, Hparams]] = deque()  # of other groups, not begun
 
-    def jobs(self, worker: Worker, n_trials: int) -> Iterator[Job | None]:
-        """A job for each trial that is missing to `n_trials`; trials are asked for as there is room.
+    def groups(
+        self, worker: Worker, budget: Budget, at_once: int
+    ) -> Iterator[Iterator[Job | None]]:
+        """The jobs of all trials until the budget is spent, in groups that one stack can hold.
 
-        None where those that are under way are to be gone on with.
+        Trials whose options differ (batch size, width) are of different groups. Each is to be taken
+        to its end before the next is asked for.
+
+        Args:
+            worker: Asks for trials, as there is room.
+            budget: Of the search.
+            at_once: The most trials that are asked for and not begun.
         """
-        study, self._worker = worker.study, worker
-        for trial in worker.trials(n_trials):
+        self._worker = worker
+        source = self._hparams(worker, budget)
+        for trial in source:
+            if trial is not None:
+                self._asked.append(trial)
+                while self._asked:
+                    yield self._jobs(worker.study, source, at_once)
+
+    def _hparams(
+        self, worker: Worker, budget: Budget
+    ) -> Iterator[tuple[optuna.Trial, Hparams] | None]:
+        """What each trial proposes; one that cannot be read has failed."""
+        for trial in worker.trials(budget):
             if trial is None:
                 yield None
                 continue
             try:
-                job = self._job(study, trial)
+                hparams = self.space.hparams(trial, self.user)
+                trial.set_user_attr("hparams", hparams)
+            except StorageError:
+                raise
+            except BaseException as error:
+                self._fail(worker.study, trial, error)
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                yield trial, hparams
+
+    def _jobs(
+        self,
+        study: optuna.Study,
+        source: Iterator[tuple[optuna.Trial, Hparams] | None],
+        at_once: int,
+    ) -> Iterator[Job | None]:
+        """The jobs of the group of the trial that has waited longest; None where there is none for now."""
+        options = self._asked[0][1].get("options", {})
+        waiting, self._asked = self._asked, deque()
+        while True:
+            if waiting:
+                found: tuple[optuna.Trial, Hparams] | None = waiting.popleft()
+            elif len(self._asked) < at_once:
+                try:
+                    found = next(source)
+                except StopIteration:
+                    return
+            else:
+                return
+            if found is None:
+                yield None
+                continue
+            trial, hparams = found
+            if hparams.get("options", {}) != options:
+                self._asked.append(found)
+                continue
+            try:
+                job = self._job(study, trial, hparams)
             except StorageError:
                 raise
             except BaseException as error:
@@ -135,11 +148,9 @@ class Trials:
             raise error
         self._end(study, trial, failed=error)
 
-    def _job(self, study: optuna.Study, trial: optuna.Trial) -> Job:
-        hparams = self.space.hparams(trial)
-        trial.set_user_attr("hparams", hparams)
+    def _job(self, study: optuna.Study, trial: optuna.Trial, hparams: Hparams) -> Job:
         return make_job(
-            self.task,
+            self.recipe.task(hparams.get("options", {})),
             lambda started: self._course(study, trial, started),
             lrs=hparams["lrs"],
             schedule=hparams["schedule"],
@@ -186,15 +197,16 @@ class Trials:
     ) -> None:
         """Tell the study how a trial ended."""
         try:
+            values: list[float] | None = None
             if trace is not None:
                 trial.set_user_attr("steps", len(trace))
                 trial.set_user_attr("seconds", seconds)
-                value, state = self._judgement(trial, trace)
+                values, state = self._judgement(trial, trace, seconds)
             else:
-                value, state = None, TrialState.FAIL
+                state = TrialState.FAIL
                 trial.set_user_attr("reason", f"{type(failed).__name__}: {failed}")
                 trial.set_user_attr("interrupted", not isinstance(failed, Exception))
-            frozen = study.tell(trial, value, state=state, skip_if_finished=True)
+            frozen = study.tell(trial, values, state=state, skip_if_finished=True)
         except UpdateFinishedTrialError:
             # The answer to being told was lost on its way; or this worker was taken for lost, and
             # another has the trial.
@@ -207,35 +219,50 @@ class Trials:
             if callback is not None:
                 callback(study, frozen)
 
-    def _judgement(self, trial: optuna.Trial, trace: Trace) -> tuple[float | None, TrialState]:
+    def _judgement(
+        self, trial: optuna.Trial, trace: Trace, seconds: float
+    ) -> tuple[list[float] | None, TrialState]:
         """What a training comes to."""
         if trace.status == "completed":
-            value = trace.last(self.metric)
-            return (
-                (value, TrialState.COMPLETE) if math.isfinite(value) else (None, TrialState.FAIL)
-            )
-        if trace.status == "diverged":
+            costs = {"seconds": seconds, "steps": float(len(trace))}
+            values = [costs[m] if m in costs else trace.last(m) for m in self.metrics]
+            unfit = [m for m, v in zip(self.metrics, values, strict=True) if not math.isfinite(v)]
+            if not unfit:
+                return values, TrialState.COMPLETE
+            trial.set_user_attr("reason", f"{', '.join(unfit)} was not finite at the end.")
+            return None, TrialState.FAIL
+        if trace.status == "diverged" and self.is_single:
             # NaN is what Optuna's samplers take for the worst of the trials that were pruned at
             # this epoch.
-            epoch = len(trace.metrics.get(self.metric, ((), ()))[0])
+            epoch = len(trace.metrics.get(self.metrics[0], ((), ()))[0])
             trial.report(math.nan, epoch)
         trial.set_user_attr("reason", trace.message)
         return None, TrialState.PRUNED
 
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one objective: Optuna neither prunes nor takes reports of several."""
+        return len(self.metrics) == 1
+
     def _judge(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
         """Report an epoch, and end a training that is not worth going on with."""
-        value = values[self.metric]
+        metric = self.metrics[0]
+        value = values.get(metric, 0.0)  # a cost is known at the end
+        if not math.isfinite(value):
+            if self.is_single:
+                trial.report(value, epoch)
+            raise StopTraining(
+                f"{metric} was not finite after epoch {epoch + 1}.", status="pruned"
+            )
+        if not self.is_single or metric not in values:
+            return
         try:
             trial.report(value, epoch)
         except UpdateFinishedTrialError:
             raise StopTraining("Its worker was taken for lost: another has the trial.") from None
-        if not math.isfinite(value):
-            raise StopTraining(
-                f"{self.metric} was not finite after epoch {epoch + 1}.", status="pruned"
-            )
         if epoch + 1 < self.space.num_epochs and trial.should_prune():
             raise StopTraining(
-                f"Pruned after epoch {epoch + 1}: {self.metric} was {value:.4g}.", status="pruned"
+                f"Pruned after epoch {epoch + 1}: {metric} was {value:.4g}.", status="pruned"
             )
 
     def _child(self, trial: optuna.Trial) -> AbstractContextManager[Any]:
@@ -261,21 +288,18 @@ class Trials:
         """Keep the addresses of the pages that compare the trials with the study's own run."""
         if self.recorder is None:
             return
-        done = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
-        done.sort(key=lambda t: t.value or 0.0, reverse=study.direction.name == "MAXIMIZE")
-        run_ids = [t.user_attrs.get("mlflow_run_id") for t in done[:TOP]]
+        run_ids = [trial.user_attrs.get("mlflow_run_id") for trial in best_trials(study)[:TOP]]
         self.recorder.log_links(
             [run_id for run_id in run_ids if run_id is not None],
-            [*(f"lr/{name}" for name in self.task.groups), self.metric],
+            [*(f"lr/{name}" for name in self.space.group_names), self.metrics[0]],
             filter=f"tags.`optuna.study_name` = '{study.study_name}'",
         )
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Record the best so far on the study's own run."""
         if self.recorder is not None and trial.state is TrialState.COMPLETE:
-            self.recorder.log_metrics(
-                trial.number, {f"search/best {self.metric}": study.best_value}
-            )
+            best = best_trials(study)[0].values[0]
+            self.recorder.log_metrics(trial.number, {f"search/best {self.metrics[0]}": best})
 
 
 def _tags(study: optuna.Study, number: int) -> dict[str, Any]:

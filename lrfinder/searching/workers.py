@@ -19,6 +19,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from lrfinder.searching.budgets import Budget
 from lrfinder.searching.storages import StorageError
 from lrfinder.searching.studies import is_counted
 
@@ -38,7 +39,7 @@ class Worker:
     """One process that takes trials of a study.
 
     Law: trials in all = those that run or have ended, without those that were interrupted or lost,
-    and is `n_trials` at the end, however many workers there are and whichever of them end.
+    and spend the budget exactly, where it is `n_trials`, however many workers there are and whichever of them end.
 
     Args:
         study: What is shared.
@@ -71,8 +72,8 @@ class Worker:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lrfinder-heartbeat", daemon=True)
 
-    def trials(self, n_trials: int) -> Iterator[optuna.Trial | None]:
-        """The trials that this worker is to train, until the study has `n_trials`.
+    def trials(self, budget: Budget) -> Iterator[optuna.Trial | None]:
+        """The trials that this worker is to train, until the budget is spent.
 
         It waits for those of other workers, since one of them may be lost.
 
@@ -85,7 +86,7 @@ class Worker:
             if self._under_way and time.monotonic() < look_at:
                 yield None
                 continue
-            trial, is_done = self._ask(n_trials)
+            trial, is_done = self._ask(budget)
             if trial is not None:
                 wait = FIRST_WAIT
                 yield trial
@@ -102,17 +103,18 @@ class Worker:
         """The trial has ended, or is to be left to other workers."""
         self._under_way.pop(trial.number, None)
 
-    def _ask(self, n_trials: int) -> tuple[optuna.Trial | None, bool]:
+    def _ask(self, budget: Budget) -> tuple[optuna.Trial | None, bool]:
         with self._lock:
             trials = self.study.get_trials(deepcopy=False)
             if self._give_up_lost(trials):
                 trials = self.study.get_trials(deepcopy=False)
             counted = [trial for trial in trials if is_counted(trial)]
-            if len(counted) >= n_trials:
+            if budget.is_spent(self.study, counted):
                 return None, all(trial.state.is_finished() for trial in counted)
             trial = self.study.ask()
         self._under_way[trial.number] = trial
-        if trial.number >= n_trials and self._is_surplus(trial, n_trials):
+        most = budget.n_trials
+        if most is not None and trial.number >= most and self._is_surplus(trial, most):
             self._withdraw(trial)
             return None, False
         return trial, False

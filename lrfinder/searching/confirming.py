@@ -1,0 +1,196 @@
+"""Confirming: the best few trials again, on new seeds.
+
+The best of many noisy trials is a lucky one: its value is lower than what its hyperparameters give
+on average, the more so the more trials there were. So the best few race on new seeds, and the best
+mean is what counts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lrfinder.searching.arguments import Settings
+from lrfinder.searching.recipes import Recipe
+from lrfinder.training import StepRecorder
+from lrfinder.training.together import train_seeds
+
+if TYPE_CHECKING:
+    from lrfinder.tracking.recorders import Recorder
+
+CONFIRMED_KEY = "lrfinder.confirmed"
+ROUNDS = (2, 3)  # new seeds in each; the better half goes on
+FEWEST_TRIALS = 16  # that a search has for its best to be trained again by default
+MOST = 4  # trials that are trained again by default
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A trial that was trained again on seeds that the search did not see.
+
+    Args:
+        trial: Its number.
+        hparams: As of `lrfinder.best_hparams`.
+        seeds: Of the new trainings.
+        values: The objective of each; infinitely bad where it diverged.
+        searched: The objective in the search.
+    """
+
+    trial: int
+    hparams: Mapping[str, Any]
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+    searched: float
+
+    @property
+    def mean(self) -> float:
+        """Over the new seeds."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation over the new seeds; NaN where one diverged."""
+        if not all(map(math.isfinite, self.values)):
+            return math.nan
+        return statistics.stdev(self.values)
+
+
+def confirmed(study: optuna.Study) -> tuple[Confirmed, ...]:
+    """The trials that were trained again on new seeds, the best first; empty where none was.
+
+    Those that raced to the end come first, by their mean.
+    """
+    rows = study.user_attrs.get(CONFIRMED_KEY, {})
+    items = [
+        Confirmed(
+            trial=row["trial"],
+            hparams=row["hparams"],
+            seeds=tuple(row["seeds"]),
+            values=tuple(map(float, row["values"])),
+            searched=row["searched"],
+        )
+        for row in rows.values()
+        if row["values"]
+    ]
+    sign = -1 if first_direction(study) == "MAXIMIZE" else 1
+    return tuple(sorted(items, key=lambda item: (-len(item.values), sign * item.mean)))
+
+
+def first_direction(study: optuna.Study) -> str:
+    """MINIMIZE or MAXIMIZE, of the first objective."""
+    return study.directions[0].name
+
+
+def best_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Completed trials, the best of the first objective first."""
+    done = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
+    sign = -1 if first_direction(study) == "MAXIMIZE" else 1
+    return sorted(done, key=lambda trial: sign * trial.values[0])
+
+
+def most_trials(confirm: int | None, num_done: int) -> int:
+    """How many trials are trained again: a quarter of an eighth by default, none of a short search."""
+    if confirm is not None:
+        return confirm
+    return 0 if num_done < FEWEST_TRIALS else min(MOST, num_done // 8)
+
+
+class Confirmation:
+    """Trains the best trials of a study again; what was done before is not done again.
+
+    Args:
+        study: What was searched.
+        recipe: Makes the task of a trial.
+        settings: Of the search; the new seeds follow its own.
+        recorder: Gets a child run for each training.
+        on_training: Called with the trainings that were done, and how many there will be.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        recipe: Recipe,
+        *,
+        settings: Settings,
+        recorder: Recorder | None,
+        on_training: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.study, self.recipe, self.settings = study, recipe, settings
+        self.recorder, self.on_training = recorder, on_training
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.worst = -math.inf if first_direction(study) == "MAXIMIZE" else math.inf
+
+    def run(self, top: int) -> None:
+        """Race the best `top` trials on new seeds, and note it in the study."""
+        self.rows = dict(self.study.user_attrs.get(CONFIRMED_KEY, {}))
+        alive = _distinct(best_trials(self.study))[:top]
+        # A study that has gone on has other best trials: what is known of those before stays.
+        total = sum(count * size for count, size in _rounds(len(alive)))
+        done, used = 0, 0
+        for number, size in enumerate(ROUNDS):
+            seeds = [(self.settings.seed + 1 + used + i) % 2**32 for i in range(size)]
+            used += size
+            for trial in alive:
+                self._train(trial, seeds)
+                done += size
+                self.on_training(done, total)
+            sign = -1 if self.worst < 0 else 1
+            alive.sort(key=lambda trial: sign * self._mean(trial))
+            if number + 1 < len(ROUNDS):
+                alive = alive[: max(1, len(alive) // 2)]
+
+    def _mean(self, trial: FrozenTrial) -> float:
+        return statistics.fmean(map(float, self.rows[str(trial.number)]["values"]))
+
+    def _train(self, trial: FrozenTrial, seeds: Sequence[int]) -> None:
+        hparams = trial.user_attrs["hparams"]
+        row = self.rows.setdefault(
+            str(trial.number),
+            {"trial": trial.number, "hparams": hparams, "seeds": [], "values": [], "steps": 0,
+             "searched": trial.values[0]},
+        )  # fmt: skip
+        missing = [seed for seed in seeds if seed not in row["seeds"]]
+        if not missing:
+            return
+        traces = train_seeds(
+            self.recipe.task(hparams.get("options", {})),
+            missing,
+            lrs=hparams["lrs"],
+            schedule=hparams["schedule"],
+            device=self.settings.device,
+            num_epochs=self.settings.num_epochs,
+            engine=self.settings.engine,
+            record=None if self.recorder is None else lambda seed: self._child(trial, seed),
+        )
+        metric = self.settings.metrics[0]
+        for seed, trace in zip(missing, traces, strict=True):
+            value = trace.last(metric) if trace.status == "completed" else self.worst
+            row["seeds"].append(seed)
+            row["values"].append(str(value if math.isfinite(value) else self.worst))
+            row["steps"] += len(trace)
+        self.study.set_user_attr(CONFIRMED_KEY, self.rows)
+
+    def _child(self, trial: FrozenTrial, seed: int) -> AbstractContextManager[StepRecorder]:
+        assert self.recorder is not None
+        tags = {"lrfinder.confirms_trial": trial.number, "lrfinder.seed": seed}
+        return self.recorder.child(f"trial {trial.number} seed {seed}", **tags)
+
+
+def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    seen: dict[str, FrozenTrial] = {}
+    for trial in trials:
+        seen.setdefault(repr(sorted(trial.params.items())), trial)
+    return list(seen.values())
+
+
+def _rounds(count: int) -> Iterator[tuple[int, int]]:
+    for size in ROUNDS:
+        yield count, size
+        count = max(1, count // 2)
