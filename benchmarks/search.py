@@ -110,7 +110,7 @@ class Setting:
     def settings(self, seed: int) -> Settings:
         """As `lrfinder.search` has them."""
         return check_arguments(
-            self.task, schedule="StepLR", gamma="one", warm_up=False, metric="val/loss",
+            self.task, schedule="StepLR", gamma="one", warm_up=0, metric="val/loss",
             direction="minimize", engine="auto", num_epochs=None, seed=seed, device="cpu",
             at_once=None, confirm=None,
         )  # fmt: skip

@@ -37,7 +37,8 @@ NumEpochs = Annotated[
 SearchedSchedule = Annotated[
     str,
     typer.Option(
-        help="The schedule to search: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR."
+        help="The schedule to search: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR; "
+        "of several, with a comma, the search chooses."
     ),
 ]
 
@@ -148,3 +149,14 @@ def read_groups(text: str) -> str | list[str]:
     if text in ("each", "together"):
         return text
     return [name.strip() for name in text.split(",")]
+
+
+def read_names(text: str) -> str | list[str]:
+    """One name, or several with commas.
+
+    Example:
+        >>> read_names("StepLR"), read_names("val/loss, seconds")
+        ('StepLR', ['val/loss', 'seconds'])
+    """
+    names = [name.strip() for name in text.split(",")]
+    return names if len(names) > 1 else names[0]

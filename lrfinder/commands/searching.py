@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 import lrfinder
 from lrfinder.commands import options
-from lrfinder.commands.running import command, console, progress, ui_hint
-
-if TYPE_CHECKING:
-    import optuna
+from lrfinder.commands.running import command, console, stages, ui_hint
 
 
 @command
@@ -19,10 +16,43 @@ def search(
     task: options.Task = "digits",
     data: options.Data = None,
     n_trials: Annotated[
-        int, typer.Option(help="Trials in all, those of a study that goes on too.")
-    ] = 24,
+        int | None,
+        typer.Option(
+            help="Trials in all, those of a study that goes on too; 24 where no budget is given."
+        ),
+    ] = None,
+    n_steps: Annotated[
+        int | None,
+        typer.Option(help="No trial begins after so many optimizer steps, the range test's too."),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="No trial begins after so many seconds, those of earlier calls too."),
+    ] = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of the best trials are trained again on new seeds; by default an "
+            "eighth, at most 4, and none of fewer than 16."
+        ),
+    ] = None,
     schedule: options.SearchedSchedule = "StepLR",
+    gamma: Annotated[
+        str, typer.Option(help="One gamma for all groups: one, or each its own: each.")
+    ] = "one",
+    warm_up: Annotated[
+        int, typer.Option(help="Epochs of the longest linear warm-up that is searched.")
+    ] = 0,
     num_epochs: options.NumEpochs = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="What is searched for: val/loss, val/<metric>, steps or seconds; several with a comma."
+        ),
+    ] = "val/loss",
+    direction: Annotated[
+        str, typer.Option(help="minimize or maximize, or one for each metric with a comma.")
+    ] = "minimize",
     storage: Annotated[
         str | None,
         typer.Option(
@@ -34,33 +64,48 @@ def search(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="A class of optuna.samplers, as TPESampler or RandomSampler."),
+        typer.Option(
+            help="A class of optuna.samplers, as GPSampler or TPESampler(n_startup_trials=4)."
+        ),
     ] = None,
     pruner: Annotated[
         str | None, typer.Option(help="A class of optuna.pruners, as MedianPruner or NopPruner.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="auto, stepping (one trial after the other), or lockstep.")
+    ] = "auto",
     seed: options.Seed = 0,
     device: options.Device = "auto",
 ) -> None:
     """Search a learning rate for each group and a schedule, starting from a range test."""
+    if n_trials is None and n_steps is None and timeout is None:
+        n_trials = 24
     made = options.load(task, data)
     screen = console()
     with lrfinder.MlflowRecorder(run_name=f"search {made.name}") as recorder:
         recorder.log_params({"task": task, "data": data, "n_trials": n_trials, "seed": seed})
-        with progress("search", n_trials) as advance:
+        with stages() as show:
             study = lrfinder.search(
                 made,
                 n_trials,
-                schedule=schedule,
+                n_steps=n_steps,
+                timeout=timeout,
+                confirm=confirm,
+                schedule=options.read_names(schedule),
+                gamma=gamma,
+                warm_up=warm_up,
+                metric=options.read_names(metric),
+                direction=options.read_names(direction),
                 storage=storage,
                 study_name=study_name,
                 sampler=sampler,
                 pruner=pruner,
                 recorder=recorder,
+                engine=engine,
                 seed=seed,
                 num_epochs=num_epochs,
                 device=device,
-                on_trial=lambda study, trial: advance(best_so_far(study)),
+                progress=show,
             )
         report = lrfinder.make_report(f"Search: {made.name}", study=study)
         for table in lrfinder.report_tables(report):
@@ -70,11 +115,3 @@ def search(
         recorder.log_text(lrfinder.report_html(report), "report.html")
     screen.print(f"best: {best}", markup=False, soft_wrap=True)
     screen.print(ui_hint(recorder), markup=False, soft_wrap=True)
-
-
-def best_so_far(study: optuna.Study) -> str:
-    """The best objective of the completed trials, for a progress bar."""
-    try:
-        return f"best {study.best_value:.4g}"
-    except ValueError:  # no trial was completed yet
-        return ""

@@ -14,7 +14,6 @@ import lrfinder
 from lrfinder.commands import options
 from lrfinder.commands.range_testing import record_range_test
 from lrfinder.commands.running import command, console, progress, stages, ui_hint
-from lrfinder.commands.searching import best_so_far
 
 if TYPE_CHECKING:
     import optuna
@@ -130,17 +129,17 @@ class _Plan:
         schedule: str,
     ) -> optuna.Study:
         began = time.monotonic()
-        with progress("search", n_trials) as advance:
+        with stages() as show:
             study = lrfinder.search(
                 self.task,
                 n_trials,
-                schedule=schedule,
+                schedule=options.read_names(schedule),
                 warm_start=result,
                 recorder=recorder,
                 seed=self.seed,
                 num_epochs=self.num_epochs,
                 device=self.device,
-                on_trial=lambda study, trial: advance(best_so_far(study)),
+                progress=show,
             )
         done = [trial for trial in study.trials if trial.state.is_finished()]
         steps = sum(trial.user_attrs.get("steps", 0) for trial in done)

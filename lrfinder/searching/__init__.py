@@ -68,7 +68,7 @@ def search(
     *,
     schedule: str | Sequence[str] = "StepLR",
     gamma: str = "one",
-    warm_up: bool = False,
+    warm_up: int = 0,
     hparams: UserHparams | None = None,
     warm_start: RangeTest | bool | None = None,
     n_steps: int | None = None,
@@ -119,7 +119,7 @@ def search(
         schedule: StepLR, MultiStepLR, ExponentialLR or CosineAnnealingLR; of several the search
             chooses.
         gamma: "one" for all groups, or "each" its own.
-        warm_up: Whether to search a linear warm-up of 0 to a quarter of the epochs.
+        warm_up: Epochs of the longest linear warm-up that is searched, < `num_epochs`; 0 for none.
         hparams: A function `(trial) -> dict` of your own. What it returns is taken in the place of
             the parameter of that name (`lr/<group>`, `ratio/<group>`, `gamma`, `step_size`,
             `milestone_1`, `milestone_2`, `eta_min_ratio`, `T_max`, `warm_up`; with several

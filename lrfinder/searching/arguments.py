@@ -27,7 +27,7 @@ class Settings:
     group_names: tuple[str, ...]
     schedules: tuple[str, ...]
     gamma_each: bool
-    warm_up: bool
+    warm_up: int
     metrics: tuple[str, ...]
     directions: tuple[Direction, ...]
     num_epochs: int
@@ -67,7 +67,7 @@ def check_arguments(
     *,
     schedule: str | Sequence[str],
     gamma: str,
-    warm_up: bool,
+    warm_up: int,
     metric: str | Sequence[str],
     direction: str | Sequence[str],
     engine: str,
@@ -84,9 +84,14 @@ def check_arguments(
     """
     epochs = task.num_epochs if num_epochs is None else num_epochs
     least = {"num_epochs": (epochs, 1), "at_once": (at_once, 1), "confirm": (confirm, 0)}
+    least["warm_up"] = (warm_up, 0)
     for name, (value, minimum) in least.items():
         if value is not None and value < minimum:
             raise ValueError(f"`{name} >= {minimum}` must hold, but got {name}={value}.")
+    if warm_up >= epochs:
+        raise ValueError(
+            f"`warm_up < num_epochs` must hold, but got warm_up={warm_up}, num_epochs={epochs}."
+        )
     schedules = _names("schedule", schedule)
     for one in schedules:
         check_schedule(one)

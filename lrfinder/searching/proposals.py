@@ -16,7 +16,6 @@ Hparams = dict[str, Any]
 UserHparams = Callable[["Trial"], Mapping[str, Any]]
 
 WARM_UP_FROM = 0.1  # of the LR
-WARM_UP_SHARE = 4  # one part in so many of a training, at most
 
 
 class Proposer(Protocol):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from lrfinder.searching.proposals import (
     SCHEDULES,
-    WARM_UP_SHARE,
     Given,
     Hparams,
     Interval,
@@ -50,7 +49,7 @@ class Space:
         schedules: Keys of `SCHEDULES`; of several, the search chooses one.
         num_epochs: Length of a trial.
         gamma_each: Whether each group has a gamma of its own.
-        warm_up: Whether a warm-up of some epochs is searched.
+        warm_up: Epochs of the longest linear warm-up that is searched; 0 for none.
         wide: Groups whose interval is wide, since no bracket of theirs is known.
     """
 
@@ -61,7 +60,7 @@ class Space:
     schedules: tuple[str, ...]
     num_epochs: int
     gamma_each: bool = False
-    warm_up: bool = False
+    warm_up: int = 0
     wide: tuple[str, ...] = ()
 
     def hparams(self, trial: BaseTrial, user: UserHparams | None = None) -> Hparams:
@@ -111,8 +110,7 @@ class Space:
         )
         if not self.warm_up:
             return spec
-        longest = max(1, self.num_epochs // WARM_UP_SHARE)
-        return warmed_up(spec, proposer.suggest_int("warm_up", 0, longest))
+        return warmed_up(spec, proposer.suggest_int("warm_up", 0, self.warm_up))
 
     @property
     def names(self) -> set[str]:
@@ -181,7 +179,7 @@ def make_space(
     schedules: Iterable[str],
     num_epochs: int,
     gamma_each: bool = False,
-    warm_up: bool = False,
+    warm_up: int = 0,
     include: Iterable[Lrs] = (),
 ) -> Space:
     """The space inside the brackets.

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 import lrfinder
-from lrfinder.searching.spaces import SCHEDULES, WIDE, Space, make_space
+from lrfinder.searching.proposals import SCHEDULES
+from lrfinder.searching.spaces import WIDE, Space, make_space
 
 
 def proposals(space: Space, count: int = 20) -> list[dict]:
@@ -28,7 +29,7 @@ def test_every_proposal_is_a_schedule_that_torch_takes_and_never_rises(
     schedule, num_epochs
 ) -> None:
     brackets = {"body": (1e-3, 0.1), "head": (1e-2, 1.0)}
-    space = make_space(brackets, schedule=schedule, num_epochs=num_epochs)
+    space = make_space(brackets, schedules=[schedule], num_epochs=num_epochs)
     gentle = space.params({"body": 0.01, "head": 0.5})
     assert gentle is not None
     for hparams in [*proposals(space, 8), space.hparams(FixedTrial(gentle))]:
@@ -58,7 +59,7 @@ def test_every_proposal_is_a_schedule_that_torch_takes_and_never_rises(
 def test_what_is_included_is_proposed_exactly(low, width, ratio, point) -> None:
     brackets = {"a": (low, low * width), "b": (low * ratio, low * ratio * width)}
     lrs = {"a": point, "b": point * ratio}
-    space = make_space(brackets, schedule="StepLR", num_epochs=5, include=[lrs])
+    space = make_space(brackets, schedules=["StepLR"], num_epochs=5, include=[lrs])
     params = space.params(lrs)
     assert params is not None
     assert space.base[0] <= params["lr/a"] <= space.base[1]
@@ -69,7 +70,7 @@ def test_what_is_included_is_proposed_exactly(low, width, ratio, point) -> None:
 
 def test_ratios_reach_the_ends_of_each_bracket_from_the_middle_of_the_reference() -> None:
     space = make_space(
-        {"a": (0.01, 1.0), "b": (0.1, 10.0)}, schedule="ExponentialLR", num_epochs=3
+        {"a": (0.01, 1.0), "b": (0.1, 10.0)}, schedules=["ExponentialLR"], num_epochs=3
     )
     middle = 0.1
     low, high = space.ratios["b"]
@@ -77,17 +78,17 @@ def test_ratios_reach_the_ends_of_each_bracket_from_the_middle_of_the_reference(
 
 
 def test_a_refused_group_is_searched_widely_and_is_not_the_reference() -> None:
-    space = make_space({"a": None, "b": (0.01, 1.0)}, schedule="StepLR", num_epochs=3)
+    space = make_space({"a": None, "b": (0.01, 1.0)}, schedules=["StepLR"], num_epochs=3)
     assert space.reference == "b"
     assert space.wide == ("a",)
     low, high = space.ratios["a"]
     assert (low * 0.1, high * 0.1) == pytest.approx(WIDE)
     assert list(proposals(space, 1)[0]["lrs"]) == ["a", "b"]
-    assert make_space({"a": None}, schedule="StepLR", num_epochs=3).base == WIDE
+    assert make_space({"a": None}, schedules=["StepLR"], num_epochs=3).base == WIDE
 
 
 def test_a_missing_group_is_left_to_the_sampler_and_a_missing_reference_gives_nothing() -> None:
-    space = make_space({"a": (0.01, 1.0), "b": None}, schedule="StepLR", num_epochs=3)
+    space = make_space({"a": (0.01, 1.0), "b": None}, schedules=["StepLR"], num_epochs=3)
     params = space.params({"a": 0.1})
     assert params is not None
     assert "ratio/b" not in params
@@ -97,11 +98,14 @@ def test_a_missing_group_is_left_to_the_sampler_and_a_missing_reference_gives_no
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
 def test_a_space_comes_back_from_json(schedule) -> None:
     space = make_space(
-        {"a": (0.01, 1 / 3), "b": None}, schedule=schedule, num_epochs=3, include=[{"a": math.pi}]
+        {"a": (0.01, 1 / 3), "b": None},
+        schedules=[schedule],
+        num_epochs=3,
+        include=[{"a": math.pi}],
     )
     assert Space.from_dict(json.loads(json.dumps(space.to_dict()))) == space
 
 
 def test_an_unknown_schedule_is_refused_with_those_that_can_be_searched() -> None:
     with pytest.raises(ValueError, match=r"StepLR, MultiStepLR, .* but got 'OneCycleLR'"):
-        make_space({"a": None}, schedule="OneCycleLR", num_epochs=3)
+        make_space({"a": None}, schedules=["OneCycleLR"], num_epochs=3)
