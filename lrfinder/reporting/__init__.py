@@ -13,9 +13,11 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from lrfinder.rendering.figures import figure_svg
-from lrfinder.rendering.fragments import html_fragment
-from lrfinder.rendering.tables import (
+from lrfinder.reporting.arms import ArmComparison
+from lrfinder.reporting.figures import arms_figure, figure_svg, range_figure
+from lrfinder.reporting.searches import search_section
+from lrfinder.reporting.sections import Section
+from lrfinder.reporting.tables import (
     Column,
     Row,
     Table,
@@ -31,20 +33,8 @@ from lrfinder.suggestions.tables import suggestion_table, suggestion_texts
 if TYPE_CHECKING:
     import optuna
     import rich.table
-    from matplotlib.figure import Figure
 
     from lrfinder.ranging import RangeTest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a report: texts, tables, figures with their captions, notes in small print."""
-
-    title: str
-    texts: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    figures: Mapping[str, Figure] = field(default_factory=dict)
-    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,45 +112,6 @@ def range_section(result: RangeTest) -> Section:
         tables=(suggestion_table(result.suggestion),),
         figures={"Loss while the learning rate rises.": range_figure(result)},
         notes=suggestion_texts(result.suggestion),
-    )
-
-
-def search_section(study: optuna.Study, *, top: int = 5) -> Section:
-    """The best trials of a search, how many ended how, and why some failed."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    done = [
-        trial for trial in trials if trial.value is not None and trial.state.name == "COMPLETE"
-    ]
-    maximize = study.direction.name == "MAXIMIZE"
-    done.sort(key=lambda trial: float(trial.value or 0.0), reverse=maximize)
-    rows = []
-    for trial in done[:top]:
-        hparams = trial.user_attrs.get("hparams", {})
-        lrs, schedule = (
-            format_lrs(hparams.get("lrs", {})),
-            format_schedule(hparams.get("schedule")),
-        )
-        rows.append(Row((str(trial.number), format_number(trial.value), lrs, schedule)))
-    states = {
-        state: sum(t.state.name == state for t in trials)
-        for state in ("COMPLETE", "PRUNED", "FAIL")
-    }
-    counts = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count)
-    reasons = [
-        f"Trial {trial.number} ({trial.state.name.lower()}): {trial.user_attrs['reason']}"
-        for trial in trials
-        if trial.state.name == "FAIL" and "reason" in trial.user_attrs
-    ]
-    numbers = (Column("trial", number=True), Column("objective", number=True))
-    heads = (*numbers, Column("learning rates"), Column("schedule"))
-    return Section(
-        title="Search",
-        texts=(f"{len(trials)} trials: {counts}. The best {len(rows)}:",),
-        tables=(Table(heads, tuple(rows)),),
-        figures={
-            "The objective against what was searched; crosses were pruned.": search_figure(study)
-        },
-        notes=reasons[:10],
     )
 
 

@@ -55,4 +55,74 @@ def range_figure(result: RangeTest) -> Figure:
 def search_figure(study: optuna.Study) -> Figure:
     """The objective of each trial against each thing searched, as `lrfinder.plot_search` shows it."""
     with themed():
-        return cast("Figure", plot_search(study).figure)
+        figure = Figure(figsize=(3.0 * max(1, len(names)), 2.8), layout="constrained")
+        panels = figure.subplots(1, max(1, len(names)), sharey=True, squeeze=False)[0]
+        for name, axes in zip(names, panels, strict=False):
+            for state, mark, colour in (("COMPLETE", "o", OTHER), ("PRUNED", "x", GREY)):
+                points = [
+                    (trial.params[name], value)
+                    for trial in trials
+                    if name in trial.params
+                    and trial.state.name == state
+                    and (value := _last_value(trial)) is not None
+                ]
+                if points:
+                    axes.plot(*zip(*points, strict=True), mark, color=colour, alpha=0.8)
+            if any(getattr(trial.distributions.get(name), "log", False) for trial in trials):
+                axes.set_xscale("log")
+            axes.set_xlabel(name)
+            axes.grid(alpha=0.3)
+        panels[0].set_ylabel("objective")
+        values = [value for trial in trials if (value := _last_value(trial)) is not None]
+        if _spans_decades(values):
+            panels[0].set_yscale("log")
+    return figure
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether values are told apart better on a log scale."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 5 * min(finite)
+
+
+def _last_value(trial: optuna.trial.FrozenTrial) -> float | None:
+    """The objective, or the last that a pruned trial reported; None where none is finite."""
+    value = (
+        trial.values[0]
+        if trial.values is not None
+        else trial.intermediate_values.get(trial.last_step or 0)
+    )
+    return value if value is not None and math.isfinite(value) else None
+
+
+def themed() -> AbstractContextManager[None]:
+    """Figures made in here suit light and dark pages once `figure_svg` wrote them."""
+    import matplotlib
+
+    ink = ["text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor"]
+    ink += ["xtick.color", "ytick.color"]
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 9}
+    return matplotlib.rc_context(settings | dict.fromkeys(ink, INK))
+
+
+def figure_svg(figure: Figure, name: str = "figure") -> str:
+    """A figure as inline SVG whose ink is the colour of the page's text.
+
+    Args:
+        figure: Made under `themed`.
+        name: Its own on the page, so that no two figures share the names of their parts.
+
+    Fonts are the page's, and nothing outside is referred to.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for ink in (INK, "#000000", "black"):
+        text = text.replace(f": {ink}", ": currentColor").replace(f'"{ink}"', '"currentColor"')
+    return text

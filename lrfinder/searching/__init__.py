@@ -275,7 +275,7 @@ def _space(
     progress: Progress | None,
 ) -> Space:
     """The study's space: its own where it was begun, else that of a range test, noted in the study."""
-    own = look_at(user)
+    own = look_at(user, list(task.groups))
     here = settings.note() | {"hparams": own.note()}
     result = warm_start if isinstance(warm_start, RangeTest) else None
     if was_begun(study):

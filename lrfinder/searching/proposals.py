@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -149,16 +149,23 @@ SCHEDULES: dict[str, ScheduleSpace] = {
 }
 
 
-def checked_mapping(returned: Any) -> dict[str, Any]:
+def checked_hparams(returned: Any, group_names: Sequence[str]) -> dict[str, Any]:
     """What a user's function returned.
 
     Raises:
         TypeError: If it is no mapping.
+        ValueError: If it holds LRs of other groups.
     """
     if not isinstance(returned, Mapping):
         raise TypeError(
             "`hparams` must be a function (trial) -> dict, but it returned "
             f"{type(returned).__name__}. Return {{}} to leave all to the search."
+        )
+    lrs = returned.get("lrs")
+    if lrs is not None and (not isinstance(lrs, Mapping) or set(lrs) != set(group_names)):
+        raise ValueError(
+            f"`lrs` of `hparams` must hold an LR for each of {', '.join(group_names)}, "
+            f"but got {lrs!r}."
         )
     return dict(returned)
 

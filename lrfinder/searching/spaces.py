@@ -19,7 +19,7 @@ from lrfinder.searching.proposals import (
     Lrs,
     UserHparams,
     check_schedule,
-    checked_mapping,
+    checked_hparams,
     gentle_schedule,
     propose_schedule,
     warmed_up,
@@ -77,7 +77,7 @@ class Space:
             ValueError: If it returns LRs of other groups.
         """
         # The function only ever sees trials of a real study.
-        given = {} if user is None else _checked(user(trial), self.group_names)  # type: ignore[arg-type]
+        given = {} if user is None else checked_hparams(user(trial), self.group_names)  # type: ignore[arg-type]
         proposer = Given(trial, given)
         lrs = dict(given["lrs"]) if "lrs" in given else self._lrs(proposer)
         schedule = given["schedule"] if "schedule" in given else self._schedule(proposer, lrs)
@@ -241,14 +241,3 @@ def make_space(
 def _widen(interval: Interval, points: Iterable[float]) -> Interval:
     values = [*interval, *points]
     return min(values), max(values)
-
-
-def _checked(given: Any, group_names: tuple[str, ...]) -> dict[str, Any]:
-    found = checked_mapping(given)
-    lrs = found.get("lrs")
-    if lrs is not None and (not isinstance(lrs, Mapping) or set(lrs) != set(group_names)):
-        raise ValueError(
-            f"`lrs` of `hparams` must hold an LR for each of {', '.join(group_names)}, "
-            f"but got {lrs!r}."
-        )
-    return found

@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution
 
 from lrfinder.racing import JOINT_BOX, horizon
 from lrfinder.ranging import RangeTest
-from lrfinder.searching.proposals import Interval, UserHparams, checked_mapping
+from lrfinder.searching.proposals import Interval, UserHparams, checked_hparams
 from lrfinder.suggestions.curves import combined
 
 Point = dict[str, float]
@@ -100,16 +100,17 @@ class Own:
         return fixed | {name: str(found) for name, found in self.distributions.items()}
 
 
-def look_at(user: UserHparams | None) -> Own:
+def look_at(user: UserHparams | None, group_names: Sequence[str]) -> Own:
     """Call a user's function once, with a trial of no study of ours.
 
     Raises:
         TypeError: If it returns no mapping.
+        ValueError: If it returns LRs of other groups.
     """
     if user is None:
         return Own({}, {})
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-    returned = checked_mapping(user(trial))
+    returned = checked_hparams(user(trial), group_names)
     return Own(trial.distributions, returned)
 
 
