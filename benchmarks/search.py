@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -29,6 +28,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 import lrfinder
+from benchmarks.markdown import read
 from benchmarks.range_test.tasks import problems
 from benchmarks.results_file import write_result
 from lrfinder.engines.lockstep import Job
@@ -37,7 +37,7 @@ from lrfinder.searching.budgets import RANGE_TEST_KEY, Budget
 from lrfinder.searching.confirming import ROUNDS, Confirmation
 from lrfinder.searching.recipes import Recipe
 from lrfinder.searching.samplers import make_pruner, make_sampler
-from lrfinder.searching.starts import box_of, first_points
+from lrfinder.searching.starts import box_of, first_params, first_points
 from lrfinder.searching.studies import quiet_optuna
 from lrfinder.searching.trials import Trials
 from lrfinder.searching.workers import Worker
@@ -127,9 +127,8 @@ class Setting:
         space = settings.space(box, points)
         study = optuna.create_study(sampler=sampler, pruner=pruner)
         study.set_user_attr(RANGE_TEST_KEY, {"steps": steps})
-        for params in map(space.params, points):
-            if params is not None:
-                study.enqueue_trial(params, skip_if_exists=True)
+        for params in [] if result is None else first_params(result, space, {}):
+            study.enqueue_trial(params, skip_if_exists=True)
         trials = Trials(
             Recipe(self.task), space, user=user, metrics=settings.metrics, seed=seed,
             device="cpu", recorder=None,
@@ -330,62 +329,73 @@ def measure(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each task and arm, medians over seeds."""
+    """A row for each task and arm, over seeds.
+
+    `share` is the steps to reach what cold TPE has at its end, as a share of all of its steps
+    (median; None where more than half of the searches never do); `ratio` the loss at the end over
+    cold TPE's, with the worst seed.
+    """
     out = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
         colds = {row["seed"]: row["final"] for row in of_task if row["arm"] == "cold TPE"}
         for arm in dict.fromkeys(row["arm"] for row in of_task):
             mine = [row for row in of_task if row["arm"] == arm]
-            shares = [
-                row["reached"] / (TRIALS * row["trial_steps"]) if row["reached"] else np.inf
-                for row in mine
-            ]
-            ratios = [row["final"] / colds[row["seed"]] for row in mine] if colds else [np.nan]
-            logs = np.log([max(row["final"], 1e-12) for row in mine])
-            out.append({
-                "task": task, "arm": arm, "share": float(statistics.median(shares)),
-                "reached": sum(map(np.isfinite, shares)), "seeds": len(mine),
-                "ratio": float(np.exp(np.mean(np.log(ratios)))),
-                "loss": float(np.exp(logs.mean())),
-                "trials": statistics.median(row["trials"] for row in mine),
-            })  # fmt: skip
+            item: dict[str, Any] = {"task": task, "arm": arm, "seeds": len(mine)}
+            if colds:
+                shares = [
+                    row["reached"] / (TRIALS * row["trial_steps"]) if row["reached"] else np.inf
+                    for row in mine
+                ]
+                median = float(statistics.median(shares))
+                item["share"] = median if np.isfinite(median) else None
+                item["reached"] = int(np.isfinite(shares).sum())
+                ratios = [row["final"] / colds[row["seed"]] for row in mine]
+                item["ratio"] = float(np.exp(np.mean(np.log(ratios))))
+                item["worst_ratio"] = max(ratios)
+            item["loss"] = float(np.exp(np.mean([np.log(row["final"]) for row in mine])))
+            item["trials"] = statistics.median(row["trials"] for row in mine)
+            out.append(item)
     return out
 
 
 def main() -> None:
-    """Measure, print and write `results/search.json`."""
+    """Measure, print and write `results/search.json`, a few seeds at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--fresh", type=int, default=6)
+    parser.add_argument("--fresh", type=int, default=6, help="seeds that worth is measured on")
+    parser.add_argument("--block", type=int, default=5, help="seeds that are trained together")
     parser.add_argument("--tasks", default=",".join(EPOCHS))
     parser.add_argument("--variants", choices=list(VARIANTS))
+    parser.add_argument("--more", action="store_true", help="go on with the result file's rows")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     made = arms()
     if options.variants:
         made = [
-            functools.partial(warm, name=f"lrfinder {name}", **{options.variants: name})
+            functools.partial(warm, name=f"lrfinder, {name}", **{options.variants: name})
             for name in VARIANTS[options.variants]
         ]
-    fresh = range(FRESH, FRESH + options.fresh)
-    rows: list[dict[str, Any]] = []
-    with quiet_optuna():
+    file = f"search_{options.variants}s" if options.variants else "search"
+    rows: list[dict[str, Any]] = read(file)["rows"] if options.more else []
+    for first in range(0, options.seeds, options.block):
         for name in options.tasks.split(","):
+            known = {row["seed"] for row in rows if row["task"] == name}
+            block = range(first, min(first + options.block, options.seeds))
+            seeds = [seed for seed in block if seed not in known]
+            if not seeds:
+                continue
             began = time.perf_counter()
-            rows += measure(name, made, range(options.seeds), fresh)
+            with quiet_optuna():
+                rows += measure(name, made, seeds, range(FRESH, FRESH + options.fresh))
             for row in summary([row for row in rows if row["task"] == name]):
-                print(
-                    f"{row['task']:12s} {row['arm']:40s} share {row['share']:.3f} "
-                    f"({row['reached']}/{row['seeds']}) final/cold {row['ratio']:.3f} "
-                    f"loss {row['loss']:.4f} trials {row['trials']:.0f}"
-                )
+                print(*(f"{key}={value:.4g}" if isinstance(value, float) else value
+                        for key, value in row.items()))  # fmt: skip
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-    if not options.no_save:
-        file = f"search_{options.variants}s" if options.variants else "search"
-        command = f"search {' '.join(sys.argv[1:])}".strip()
-        write_result(file, rows, command=command, compact=True, summary=summary(rows))
+            if not options.no_save:
+                command = f"search --variants {options.variants}" if options.variants else "search"
+                write_result(file, rows, command=command, compact=True, summary=summary(rows))
 
 
 if __name__ == "__main__":

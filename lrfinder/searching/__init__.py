@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -24,7 +25,7 @@ from lrfinder.searching.reading import best_hparams, importances
 from lrfinder.searching.recipes import Recipe, TaskMaker
 from lrfinder.searching.samplers import make_pruner, make_sampler
 from lrfinder.searching.spaces import Space
-from lrfinder.searching.starts import box_of, first_points, inside, look_at, refusals
+from lrfinder.searching.starts import box_of, first_params, first_points, look_at, refusals
 from lrfinder.searching.storages import lock
 from lrfinder.searching.studies import (
     ENGINE_KEY,
@@ -193,6 +194,8 @@ def search(
         at_once=at_once,
         confirm=confirm,
     )
+    if n_steps is not None:
+        budget = replace(budget, trial_steps=_trial_steps(recipe.base, settings))
     expected = n_trials or USUAL_TRIALS
     several = max(1, int(expected * SHARE_AT_ONCE)) if at_once is None else at_once
     sampling: dict[str, Any] = {
@@ -287,12 +290,10 @@ def _space(
         cost = {"steps": result.cost.steps, "seconds": result.cost.seconds}
         space = _space_of(result, task, settings)
         study.set_user_attr(RANGE_TEST_KEY, cost | {"refused": refusals(result, space.wide)})
-        points = first_points(result)
+        starts = first_params(result, space, own.distributions)
     else:
-        space, points = settings.space(dict.fromkeys(task.groups)), []
-    starts = [space.params(lrs) for lrs in points]
-    narrowed = [inside(params, own.distributions) for params in starts if params is not None]
-    begin_study(study, here | space.to_dict(), narrowed)
+        space, starts = settings.space(dict.fromkeys(task.groups)), []
+    begin_study(study, here | space.to_dict(), starts)
     return space
 
 
@@ -320,6 +321,12 @@ def _measure(task: Task, settings: Settings, progress: Progress | None) -> Range
         engine=settings.engine,
         progress=progress,
     )
+
+
+def _trial_steps(task: Task, settings: Settings) -> int:
+    with _random_states_kept():
+        started = task.start(settings.seed, device=settings.device)
+    return planned_steps(started, settings.num_epochs, task.options) or 0
 
 
 def _tell(progress: Progress | None, study: optuna.Study, budget: Budget) -> None:

@@ -21,13 +21,15 @@ class Budget:
     Args:
         n_trials: Trials; None for any number.
         n_steps: Optimizer steps, those of the range test included; None for any number. A trial
-            under way counts as the longest that has ended.
+            under way counts as a full one.
         timeout: Seconds of wall time in which a trial or the range test was under way; None for any.
+        trial_steps: Optimizer steps of a full trial; 0 where they are not known.
     """
 
     n_trials: int | None = None
     n_steps: int | None = None
     timeout: float | None = None
+    trial_steps: int = 0
 
     def __post_init__(self) -> None:
         given: Mapping[str, Any] = {"n_trials": self.n_trials, "n_steps": self.n_steps}
@@ -63,18 +65,18 @@ class Budget:
         if self.n_trials is not None:
             shares.append((len(trials), self.n_trials))
         if self.n_steps is not None:
-            shares.append((steps_spent(study, trials), self.n_steps))
+            shares.append((steps_spent(study, trials, self.trial_steps), self.n_steps))
         if self.timeout is not None:
             shares.append((seconds_spent(study, trials), self.timeout))
         return shares
 
 
-def steps_spent(study: optuna.Study, trials: Sequence[FrozenTrial]) -> int:
-    """Optimizer steps of the range test and the trials; one that runs counts as the longest so far."""
+def steps_spent(study: optuna.Study, trials: Sequence[FrozenTrial], trial_steps: int = 0) -> int:
+    """Optimizer steps of the range test and the trials; one that runs counts as `trial_steps`."""
     taken: list[int] = [t.user_attrs.get("steps", 0) for t in trials if t.state.is_finished()]
     running = sum(trial.state is TrialState.RUNNING for trial in trials)
     tested: int = study.user_attrs.get(RANGE_TEST_KEY, {}).get("steps", 0)
-    return tested + sum(taken) + running * max(taken, default=0)
+    return tested + sum(taken) + running * trial_steps
 
 
 def seconds_spent(study: optuna.Study, trials: Sequence[FrozenTrial]) -> float:

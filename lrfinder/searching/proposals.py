@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 Interval = tuple[float, float]
 Lrs = Mapping[str, float]
 Hparams = dict[str, Any]
+Decay = Literal["usual", "gentle", "steep"]
 UserHparams = Callable[["Trial"], Mapping[str, Any]]
 
+DECAYS: tuple[Decay, ...] = ("usual", "gentle", "steep")
 WARM_UP_FROM = 0.1  # of the LR
 
 
@@ -83,12 +85,12 @@ class ScheduleSpace:
     Args:
         propose: `(proposer, num_epochs, lrs)` -> a spec of `lrfinder.build_scheduler`, but for its
             gamma.
-        gentle: `(num_epochs)` -> parameters that decay little, for the first trials.
+        starts: `(num_epochs)` -> parameters for the first trials, for each of `DECAYS`.
         gamma: `(num_epochs)` -> the interval of gamma; None for a schedule without one.
     """
 
     propose: Callable[[Proposer, int, Lrs], dict[str, Any]]
-    gentle: Callable[[int], dict[str, float]]
+    starts: Callable[[int], dict[Decay, dict[str, float]]]
     gamma: Callable[[int], Interval] | None = None
 
 
@@ -126,25 +128,44 @@ def _usual_gamma(num_epochs: int) -> Interval:
     return 0.05, 1.0
 
 
+# The first trials begin with LRs that were raced at constant rates. How far they should fall after
+# that differs from task to task more than the LRs do (`docs/log.md`), so there are first trials of
+# each.
 SCHEDULES: dict[str, ScheduleSpace] = {
     "StepLR": ScheduleSpace(
         propose=_step,
-        gentle=lambda epochs: {"gamma": 0.5, "step_size": max(1, round(2 * epochs / 3))},
+        starts=lambda epochs: {
+            "usual": {"gamma": 0.2, "step_size": max(1, round(epochs / 2))},
+            "gentle": {"gamma": 0.5, "step_size": max(1, round(2 * epochs / 3))},
+            "steep": {"gamma": 0.1, "step_size": max(1, round(epochs / 3))},
+        },
         gamma=_usual_gamma,
     ),
     "MultiStepLR": ScheduleSpace(
         propose=_multi_step,
-        gentle=lambda epochs: {"milestone_1": 0.6, "milestone_2": 0.6, "gamma": 0.5},
+        starts=lambda epochs: {
+            "usual": {"milestone_1": 0.5, "milestone_2": 0.5, "gamma": 0.2},
+            "gentle": {"milestone_1": 0.6, "milestone_2": 0.6, "gamma": 0.5},
+            "steep": {"milestone_1": 0.35, "milestone_2": 0.5, "gamma": 0.1},
+        },
         gamma=_usual_gamma,
     ),
     "ExponentialLR": ScheduleSpace(
         propose=_exponential,
-        gentle=lambda epochs: {"gamma": math.pow(0.25, 1.0 / epochs)},
+        starts=lambda epochs: {
+            decay: {"gamma": math.pow(left, 1.0 / epochs)}
+            for decay, left in zip(DECAYS, (0.1, 0.25, 0.01), strict=True)
+        },
         # Bounded by what is left of the LR at the end: between a thousandth and all of it.
         gamma=lambda epochs: (math.pow(1e-3, 1.0 / epochs), 1.0),
     ),
     "CosineAnnealingLR": ScheduleSpace(
-        propose=_cosine, gentle=lambda epochs: {"eta_min_ratio": 0.05, "T_max": epochs}
+        propose=_cosine,
+        starts=lambda epochs: {
+            "usual": {"eta_min_ratio": 0.05, "T_max": epochs},
+            "gentle": {"eta_min_ratio": 0.05, "T_max": round(1.5 * epochs)},
+            "steep": {"eta_min_ratio": 0.001, "T_max": epochs},
+        },
     ),
 }
 
@@ -197,11 +218,17 @@ def propose_schedule(
     }
 
 
-def gentle_schedule(
-    name: str, groups: tuple[str, ...], *, num_epochs: int, gamma_each: bool, prefix: str
+def start_schedule(
+    name: str,
+    groups: tuple[str, ...],
+    *,
+    decay: Decay,
+    num_epochs: int,
+    gamma_each: bool,
+    prefix: str,
 ) -> dict[str, float]:
-    """The parameters with which `propose_schedule` decays little."""
-    params = SCHEDULES[name].gentle(num_epochs)
+    """The parameters with which `propose_schedule` decays as first trials do."""
+    params = dict(SCHEDULES[name].starts(num_epochs)[decay])
     if gamma_each and "gamma" in params:
         gamma = params.pop("gamma")
         params |= {f"gamma/{group}": gamma for group in groups}

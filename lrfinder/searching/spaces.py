@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrfinder.searching.proposals import (
     SCHEDULES,
+    Decay,
     Given,
     Hparams,
     Interval,
@@ -20,8 +21,8 @@ from lrfinder.searching.proposals import (
     UserHparams,
     check_schedule,
     checked_hparams,
-    gentle_schedule,
     propose_schedule,
+    start_schedule,
     warmed_up,
 )
 
@@ -118,15 +119,15 @@ class Space:
         names = {f"lr/{group}" for group in self.group_names}
         names |= {f"ratio/{group}" for group in self.ratios} | {"schedule_name", "warm_up"}
         for schedule in self.schedules:
-            names |= set(self._gentle(schedule))
+            names |= set(self._start(schedule))
         return names
 
     def _prefix(self, name: str) -> str:
         """Before a schedule's parameters, where several schedules have some of the same name."""
         return f"{name}/" if len(self.schedules) > 1 else ""
 
-    def params(self, lrs: Lrs) -> dict[str, Any] | None:
-        """The parameters that propose these LRs with a gentle schedule.
+    def params(self, lrs: Lrs, *, decay: Decay = "usual") -> dict[str, Any] | None:
+        """The parameters that propose these LRs with a schedule that decays so much.
 
         A group that is missing in `lrs` is left to the sampler; None where it is the reference.
         """
@@ -138,12 +139,13 @@ class Space:
         params |= {f"ratio/{name}": lrs[name] / base for name in self.ratios if name in lrs}
         params |= {"schedule_name": name} if len(self.schedules) > 1 else {}
         params |= {"warm_up": 0} if self.warm_up else {}
-        return params | self._gentle(name)
+        return params | self._start(name, decay=decay)
 
-    def _gentle(self, schedule: str) -> dict[str, float]:
-        return gentle_schedule(
+    def _start(self, schedule: str, *, decay: Decay = "usual") -> dict[str, float]:
+        return start_schedule(
             schedule,
             self.group_names,
+            decay=decay,
             num_epochs=self.num_epochs,
             gamma_each=self.gamma_each,
             prefix=self._prefix(schedule),

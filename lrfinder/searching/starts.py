@@ -12,12 +12,14 @@ from optuna.distributions import BaseDistribution
 
 from lrfinder.racing import JOINT_BOX, horizon
 from lrfinder.ranging import RangeTest
-from lrfinder.searching.proposals import Interval, UserHparams, checked_hparams
+from lrfinder.searching.proposals import DECAYS, Decay, Interval, UserHparams, checked_hparams
+from lrfinder.searching.spaces import Space
 from lrfinder.suggestions.curves import combined
 
 Point = dict[str, float]
 
 USABLE = ("ok", "noisy", "bracket_only")
+RUNNERS_UP = 1  # candidates of the race that are trained to the end
 APART = 0.1  # decades in some group, by which a first trial must differ from those before
 
 
@@ -68,7 +70,24 @@ def first_points(result: RangeTest) -> list[Point]:
     return distinct
 
 
-RUNNERS_UP = 1  # candidates of the race that are trained to the end
+def first_params(
+    result: RangeTest, space: Space, distributions: Mapping[str, BaseDistribution]
+) -> list[dict[str, Any]]:
+    """The parameters of the first trials: each point, and the first with every decay.
+
+    Args:
+        result: A range test.
+        space: Of the search.
+        distributions: What a user's function suggests by itself: what it narrowed away is left to
+            the sampler.
+    """
+    points = first_points(result)
+    first, rest = points[:1], points[1:]
+    order: list[tuple[Point, Decay]] = [(point, "usual") for point in (*first, *rest[:1])]
+    order += [(point, decay) for point in first for decay in DECAYS if decay != "usual"]
+    order += [(point, "usual") for point in rest[1:]]
+    made = [space.params(point, decay=decay) for point, decay in order]
+    return [inside(params, distributions) for params in made if params is not None]
 
 
 def _are_apart(one: Point, other: Point) -> bool:

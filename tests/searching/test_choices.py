@@ -42,7 +42,7 @@ def test_a_parameter_that_is_suggested_is_narrowed_and_first_trials_stay_inside(
     gammas = [trial.params["gamma"] for trial in study.trials]
     assert all(0.7 <= gamma <= 0.8 for gamma in gammas)
     assert len(set(gammas)) == 4
-    # The gentle start's gamma of 0.5 is left out; the rest of it stays.
+    # The first trial's gamma of 0.2 is left out; the rest of it stays.
     assert study.trials[0].params["lr/body"] == pytest.approx(measured.suggestion.lrs["body"])
 
 

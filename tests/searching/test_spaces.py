@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 import lrfinder
-from lrfinder.searching.proposals import SCHEDULES
+from lrfinder.searching.proposals import DECAYS, SCHEDULES
 from lrfinder.searching.spaces import WIDE, Space, make_space
 
 
@@ -30,9 +30,10 @@ def test_every_proposal_is_a_schedule_that_torch_takes_and_never_rises(
 ) -> None:
     brackets = {"body": (1e-3, 0.1), "head": (1e-2, 1.0)}
     space = make_space(brackets, schedules=[schedule], num_epochs=num_epochs)
-    gentle = space.params({"body": 0.01, "head": 0.5})
-    assert gentle is not None
-    for hparams in [*proposals(space, 8), space.hparams(FixedTrial(gentle))]:
+    starts = [space.params({"body": 0.01, "head": 0.5}, decay=decay) for decay in DECAYS]
+    first = [space.hparams(FixedTrial(params)) for params in starts if params is not None]
+    assert len(first) == 3
+    for hparams in [*proposals(space, 8), *first]:
         assert list(hparams["lrs"]) == ["body", "head"]
         parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in hparams["lrs"]]
         groups = [
