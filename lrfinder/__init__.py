@@ -66,6 +66,7 @@ _LAZY: dict[str, str] = {
     "make_report": "lrfinder.reporting",
     "report_html": "lrfinder.reporting",
     "report_tables": "lrfinder.reporting",
+    "StorageError": "lrfinder.searching.storages",
     "best_hparams": "lrfinder.searching",
     "confirmed": "lrfinder.searching",
     "importances": "lrfinder.searching",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from lrfinder.searching.confirming import Confirmed
     from lrfinder.searching.reading import contour_figure, slice_figure
     from lrfinder.searching.recipes import train_task
+    from lrfinder.searching.storages import StorageError
     from lrfinder.shipped.networks import Net, SimpleModel
     from lrfinder.suggestions import Bracket, Evidence, RefusedSuggestion, Suggestion
     from lrfinder.tracking import MlflowRecorder
@@ -131,6 +133,7 @@ __all__ = [
     "Standardize",
     "StepOptions",
     "StopTraining",
+    "StorageError",
     "Suggestion",
     "Synced",
     "Task",
@@ -149,8 +152,8 @@ __all__ = [
     "given_options",
     "group_names",
     "image_folder",
-    "is_main",
     "importances",
+    "is_main",
     "learning_rates",
     "link_environment",
     "load_task",
@@ -173,8 +176,8 @@ __all__ = [
     "search",
     "seed_everything",
     "set_learning_rate",
-    "spread",
     "slice_figure",
+    "spread",
     "supervised",
     "sync",
     "train",

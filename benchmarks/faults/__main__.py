@@ -68,7 +68,8 @@ def measured(part: str, root: Path) -> Iterator[dict[str, Any]]:
                     own = where / name.replace(" ", "-")
                     own.mkdir()
                     (where / "measured.json").write_bytes((root / "measured.json").read_bytes())
-                    yield at_once(own, storage, name, count)
+                    n_trials = 64 if name == "PostgreSQL" else 32
+                    yield at_once(own, storage, name, count, n_trials=n_trials)
     else:
         with storages(folder()) as kinds:
             for name, storage in kinds.items():
