@@ -15,6 +15,7 @@ import optuna
 from benchmarks.faults.verdicts import runs_disagree, verdict
 from benchmarks.faults.workers import Workers, waiting_task
 from benchmarks.servers import Postgres
+from lrfinder.searching.budgets import Budget
 from lrfinder.searching.storages import lock, open_storage
 from lrfinder.searching.studies import quiet_optuna
 from lrfinder.searching.workers import Worker
@@ -104,8 +105,8 @@ def cost(storage: str, name: str, others: int) -> dict[str, Any]:
             study.ask()
         timed = Timed(lock(storage, study.study_name))
         worker = Worker(study, timed, grace_period=1e6)  # the others do not live
-        seconds, n_trials = [], others + 20
-        for trial in worker.trials(n_trials):
+        seconds = []
+        for trial in worker.trials(Budget(n_trials=others + 20)):
             assert trial is not None
             began = time.perf_counter()
             for group in task.groups:

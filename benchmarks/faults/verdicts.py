@@ -46,7 +46,7 @@ def verdict(workers: Workers) -> dict[str, Any]:
     }
 
 
-BAD = ("wrong_total", "running", "waiting", "not_completed", "finished_and_lost", "counted_twice")
+BAD = ("wrong_total", "running", "not_completed", "finished_and_lost", "counted_twice")
 BAD += ("starts_twice", "workers_that_failed")
 
 

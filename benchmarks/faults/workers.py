@@ -142,6 +142,7 @@ class Workers:
                 storage=self.storage,
                 study_name=self.study,
                 pruner="NopPruner",
+                confirm=0,
                 recorder=kept,
                 engine="stepping",
                 device="cpu",

@@ -110,7 +110,7 @@ def test_a_storage_that_is_read_only_is_told(tmp_path: Path) -> None:
     with (
         pytest.raises(ValueError, match=r"opened and written.* readonly database"),
         quiet_optuna(),
-        open_study(url, "other", direction="minimize"),
+        open_study(url, "other", directions=["minimize"]),
     ):
         pass
 

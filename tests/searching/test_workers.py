@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 import lrfinder
 from benchmarks.faults.verdicts import BAD
+from lrfinder.searching.budgets import Budget
 from lrfinder.searching.studies import count_done, is_counted, quiet_optuna
 from lrfinder.searching.workers import HEARTBEAT, MAX_RETRIES, Worker
 from tests.searching.test_searching import tiny_task
@@ -142,14 +143,14 @@ def worker_of(study: optuna.Study, **options: Any) -> Worker:
 
 
 def take(worker: Worker, n_trials: int = 4) -> optuna.Trial:
-    trial = next(worker.trials(n_trials))
+    trial = next(worker.trials(Budget(n_trials=n_trials)))
     assert trial is not None
     trial.suggest_float("x", 0.0, 1.0)
     return trial
 
 
 def do_all(worker: Worker, n_trials: int) -> None:
-    for trial in worker.trials(n_trials):
+    for trial in worker.trials(Budget(n_trials=n_trials)):
         assert trial is not None
         worker.study.tell(trial, trial.suggest_float("x", 0.0, 1.0))
         worker.end(trial)
@@ -176,32 +177,32 @@ def test_a_worker_that_lives_keeps_its_trial_however_long_it_takes(study) -> Non
         trial = take(slow)
         began = time.monotonic()
         other = worker_of(study, grace_period=0.3)
-        for theirs in other.trials(2):
+        for theirs in other.trials(Budget(n_trials=2)):
             assert theirs is not None
             assert theirs.number == 1
             study.tell(theirs, 1.0)
             other.end(theirs)
             break
         while time.monotonic() - began < 1.0:
-            assert other._ask(2) == (None, False)
+            assert other._ask(Budget(n_trials=2)) == (None, False)
             time.sleep(0.05)
         assert study.trials[0].state is TrialState.RUNNING
         assert study.trials[0].user_attrs[HEARTBEAT] > 1
         study.tell(trial, 1.0)
         slow.end(trial)
-    assert other._ask(2) == (None, True)
+    assert other._ask(Budget(n_trials=2)) == (None, True)
 
 
 def test_while_the_storage_was_away_nobody_was_lost(study, monkeypatch) -> None:
     trial = take(worker_of(study))
     other = worker_of(study)
-    assert other._ask(1) == (None, False)
+    assert other._ask(Budget(n_trials=1)) == (None, False)
     time.sleep(0.25)
     monkeypatch.setattr(study._storage, "outages", 3, raising=False)
-    assert other._ask(1) == (None, False)
+    assert other._ask(Budget(n_trials=1)) == (None, False)
     assert study.trials[trial.number].state is TrialState.RUNNING
     time.sleep(0.25)
-    found, _ = other._ask(1)
+    found, _ = other._ask(Budget(n_trials=1))
     assert found is not None
     assert found.number == 1
 
@@ -233,12 +234,12 @@ def test_where_no_lock_reaches_a_surplus_trial_is_withdrawn(study) -> None:
 
     def both_ask() -> optuna.Trial:
         study.ask = ask
-        trial, _ = second._ask(1)  # between the other's look and its asking
+        trial, _ = second._ask(Budget(n_trials=1))  # between the other's look and its asking
         assert trial is not None
         return ask()
 
     study.ask = both_ask
-    assert first._ask(1) == (None, False)
+    assert first._ask(Budget(n_trials=1)) == (None, False)
     assert [is_counted(t) for t in study.trials] == [True, False]
     assert "another worker was quicker" in study.trials[1].user_attrs["reason"]
 
@@ -290,13 +291,13 @@ def test_an_interrupted_trial_is_made_up_with_its_parameters(
     task = tiny_task(make_model=make_model)
     warm = lrfinder.RangeTest.load(measured_file)
     with pytest.raises(KeyboardInterrupt):
-        lrfinder.search(task, 4, warm_start=warm, device="cpu", **options)
-    study = lrfinder.search(task, 4, warm_start=warm, device="cpu", **options)
+        lrfinder.search(task, 9, warm_start=warm, device="cpu", **options)
+    study = lrfinder.search(task, 9, warm_start=warm, device="cpu", **options)
     (again,) = [t for t in study.trials if t.user_attrs.get("lrfinder.retry_of") == 1]
     assert again.params == study.trials[1].params
-    assert count_done(study) == 4
+    assert count_done(study) == 9
     starts = [t for t in study.trials if is_counted(t) and "fixed_params" in t.system_attrs]
-    assert len({str(t.params) for t in starts}) == len(starts) == 3
+    assert len({str(t.params) for t in starts}) == len(starts) >= 3
 
 
 def test_a_grace_period_that_is_not_positive_is_told(study) -> None:
