@@ -89,6 +89,7 @@ def at_once(
         seconds = time.monotonic() - began
     shares = Counter(row["process"] for row in workers.ended())
     row = {"what": "workers at once", "storage": name, "workers": count, "seconds": seconds}
+    row |= {"seconds_of_a_trial": 17 * pause}
     row |= {"per_worker_per_minute": 60 * n_trials / count / seconds}
     row |= {"least": min(shares.values()), "most": max(shares.values())}
     return {**row, **verdict(workers)}

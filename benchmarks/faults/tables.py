@@ -41,7 +41,8 @@ def survived() -> str:
 
 def workers() -> str:
     """Workers that begin a fresh study at once."""
-    header = ["storage", "workers", "trials", "starts done twice", "seconds", "times one worker"]
+    header = ["storage", "a trial waits for", "workers", "trials", "starts done twice", "seconds"]
+    header += ["times one worker"]
     header += ["trials a minute, each worker"]
     rows = []
     alone: dict[str, float] = {}
@@ -51,7 +52,8 @@ def workers() -> str:
         ratio = alone[row["storage"]] / row["seconds"]
         counts = [row["workers"], f"{row['counted']} of {row['n_trials']}", row["starts_twice"]]
         times = [row["seconds"], ratio, row["per_worker_per_minute"]]
-        rows.append([row["storage"], *map(str, counts), *(f"{time:.2f}" for time in times)])
+        waits = f"{row['seconds_of_a_trial']:.0f} s"
+        rows.append([row["storage"], waits, *map(str, counts), *(f"{time:.2f}" for time in times)])
     return rows_to_markdown(header, rows) + source(read("faults"))
 
 

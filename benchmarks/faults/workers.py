@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -47,26 +49,34 @@ def waiting_task(pause: float = 0.0, num_epochs: int = 4) -> lrfinder.Task:
 
 
 def measure(path: Path) -> None:
-    """The range test that all studies begin with.
+    """The range test that all studies begin with, in a file; and what a search imports, imported.
 
-    It is made in a fork, since workers are forks of this process, which must not use autograd.
+    Both are made in a fork, since workers are forks of this process, which must not use autograd.
     """
+    names = path.with_suffix(".modules")
     process = os.fork()
     if process == 0:
         try:
             task = waiting_task()
             started = task.start(0, device="cpu")
-            lrfinder.range_test(
+            result = lrfinder.range_test(
                 started.model,
                 started.optimizer,
                 task.loss_fn,
                 started.train_loader,
                 effort="quick",
                 replicas=1,
-            ).save(path)
+            )
+            result.save(path)
+            storage = f"sqlite:///{path.with_suffix('.db')}"
+            lrfinder.search(task, 14, warm_start=result, storage=storage, device="cpu", confirm=0)
+            names.write_text("\n".join(sys.modules))
         finally:
             os._exit(0)
     os.waitpid(process, 0)
+    for name in names.read_text().split():
+        with contextlib.suppress(ImportError):  # some are made by others, and no files
+            importlib.import_module(name)
 
 
 class Workers:
