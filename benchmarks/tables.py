@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.faults.tables import TABLES as FAULTS_TABLES
 from benchmarks.markdown import read, rows_to_markdown, source
 from benchmarks.range_test.tables import TABLES as RANGE_TEST_TABLES
+from benchmarks.searching.tables import TABLES as SEARCHING_TABLES
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -161,6 +162,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "threads": threads,
     **FAULTS_TABLES,
     **RANGE_TEST_TABLES,
+    **SEARCHING_TABLES,
 }
 
 
