@@ -181,9 +181,10 @@ def test_search_goes_on_and_prints_the_best(
     words = ["search", "--task", "own_tasks.py:make_task", "--storage", "sqlite:///s.db"]
     words += ["--sampler", "RandomSampler", "--pruner", "NopPruner"]
     assert main([*words, "--n-trials", "2"]) == 0
-    assert main([*words, "--n-trials", "3"]) == 0
+    assert main([*words, "--n-trials", "3", "--confirm", "1"]) == 0
     output = capsys.readouterr().out
-    assert "3 complete" in output or "Search" in output
+    assert "new seeds" in output  # the column of the trial that was trained again
+    assert main([*words, "--n-steps", "1", "--confirm", "0"]) == 0  # all that is spent
     assert "best: {'lrs'" in output
     trials = [run for run in runs(place) if "optuna.trial_number" in run.data.tags]
     assert sorted(run.data.tags["optuna.trial_number"] for run in trials) == ["0", "1", "2"]
@@ -303,6 +304,10 @@ def test_both_spellings_and_empty_values_are_understood(place: MlflowClient) -> 
         (["search", "--schedule", "NopeLR"], "`schedule` must be one that can be searched"),
         (["search", "--storage", "nope"], "`storage` must be the URL of a database"),
         (["search", "--sampler", "Nope"], "`sampler` must be one of"),
+        (["search", "--gamma", "some"], "`gamma` must be 'one' or 'each'"),
+        (["search", "--warm-up", "99"], "`warm_up < num_epochs` must hold"),
+        (["search", "--n-steps", "0"], "`n_steps >= 1` must hold"),
+        (["search", "--metric", "val/loss,val/nope"], "`metric` must be one of"),
         (["main", "--n_seeds", "2"], "`n_seeds >= 3` must hold"),
         (["compare", "--runs", "0123"], "0123"),
         (["compare", "--experiment", "nope"], "nope"),
@@ -404,6 +409,7 @@ def test_a_signal_during_a_search_kills_parent_and_trial(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
+    assert "the same call goes on" in errors
     statuses = [run.info.status for run in runs(place)]
     assert len(statuses) >= 2  # the search and its trials that were under way
     assert set(statuses) == {"KILLED"}
