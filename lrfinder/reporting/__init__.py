@@ -13,21 +13,20 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from lrfinder.reporting.arms import ArmComparison
-from lrfinder.reporting.figures import arms_figure, figure_svg, range_figure
-from lrfinder.reporting.searches import search_section
-from lrfinder.reporting.sections import Section
-from lrfinder.reporting.tables import (
+from lrfinder.rendering.figures import figure_svg
+from lrfinder.rendering.fragments import html_fragment
+from lrfinder.rendering.tables import (
     Column,
     Row,
     Table,
     format_lrs,
-    format_number,
     format_schedule,
     terminal_table,
 )
 from lrfinder.reporting.arms import ArmComparison
-from lrfinder.reporting.figures import arms_figure, range_figure, search_figure
+from lrfinder.reporting.figures import arms_figure, range_figure
+from lrfinder.reporting.searches import search_section
+from lrfinder.reporting.sections import Section
 from lrfinder.suggestions.tables import suggestion_table, suggestion_texts
 
 if TYPE_CHECKING:

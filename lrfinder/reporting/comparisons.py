@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lrfinder.comparing.tables import runs_table, seeds_table
 from lrfinder.reporting import Report
 from lrfinder.reporting.sections import Section
-from lrfinder.reporting.tables import Column, Row, Table, format_number
 
 if TYPE_CHECKING:
     from lrfinder.comparing import Comparison

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lrfinder.reporting.figures import search_figure
-from lrfinder.reporting.sections import Section
-from lrfinder.reporting.tables import (
+from lrfinder.rendering.tables import (
     Column,
     Row,
     Table,
@@ -15,6 +13,8 @@ from lrfinder.reporting.tables import (
     format_number,
     format_schedule,
 )
+from lrfinder.reporting.figures import search_figure
+from lrfinder.reporting.sections import Section
 
 if TYPE_CHECKING:
     import optuna

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lrfinder.reporting.tables import Table
+from lrfinder.rendering.tables import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from lrfinder.distributing import is_distributed
+from lrfinder.progressing import Progress, shown
 from lrfinder.ranging import RangeTest, range_test
 from lrfinder.searching.arguments import Settings, check_arguments
 from lrfinder.searching.budgets import RANGE_TEST_KEY, Budget
@@ -60,7 +61,6 @@ SHARE_AT_ONCE = 1 / 8
 USUAL_TRIALS = 32  # where no number is given
 
 OnTrial = Callable[[optuna.Study, FrozenTrial], None]
-Progress = Callable[[str, int, int], None]
 
 
 def search(
@@ -87,7 +87,7 @@ def search(
     metric: str | Sequence[str] = "val/loss",
     direction: str | Sequence[str] = "minimize",
     on_trial: OnTrial | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     at_once: int | None = None,
     grace_period: float = GRACE_PERIOD,
 ) -> optuna.Study:
@@ -155,7 +155,8 @@ def search(
             make a study of several objectives, which Optuna does not prune.
         direction: "minimize" or "maximize": of all metrics, or one for each.
         on_trial: Called with the study and each trial that has ended.
-        progress: Called with the stage, what is done of it and all that there is.
+        progress: True for a bar, in a terminal or a notebook; or a function, called with the stage,
+            what is done of it and all that there is.
         at_once: The most trials that are under way at a time in lockstep, >= 1; one that is pruned
             makes room for the next at once. Those do not learn from each other, so None is an
             eighth of `n_trials`; more pay with a pruner that compares with all that have reported,
@@ -203,12 +204,12 @@ def search(
         "conditional": len(settings.schedules) > 1 or hparams is not None,
     }
 
-    with quiet_optuna(), _random_states_kept():
+    with shown(progress) as show, quiet_optuna(), _random_states_kept():
         make_sampler(sampler, seed=seed, **sampling)  # a bad name is told before all else
         made_pruner = make_pruner(pruner, num_epochs=settings.num_epochs)
         name = study_name or f"{recipe.base.name}-{'-'.join(settings.schedules)}"
         with open_study(storage, name, directions=settings.directions) as study:
-            space = _space(study, recipe.base, settings, hparams, warm_start, progress)
+            space = _space(study, recipe.base, settings, hparams, warm_start, show)
         # A seeded sampler that starts again would propose what it proposed before.
         moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
         study.sampler = make_sampler(sampler, seed=moved, **sampling)
@@ -220,7 +221,7 @@ def search(
         def after_trial(study: optuna.Study, trial: FrozenTrial) -> None:
             if on_trial is not None:
                 on_trial(study, trial)
-            _tell(progress, study, budget)
+            _tell(show, study, budget)
 
         trials = Trials(
             recipe,
@@ -232,7 +233,7 @@ def search(
             recorder=recorder,
             on_trial=after_trial,
         )
-        _tell(progress, study, budget)
+        _tell(show, study, budget)
         try:
             guard = lock(storage, study.study_name)
             with Worker(
@@ -256,7 +257,7 @@ def search(
                     settings=settings,
                     recorder=recorder,
                     on_training=lambda done, total: (
-                        progress("confirming", done, total) if progress else None
+                        show("confirming", done, total) if show else None
                     ),
                 )
                 with lock(storage, f"{study.study_name} confirming"):  # one worker does it
