@@ -106,6 +106,7 @@ def arms() -> list[Arm]:
 
 VARIANTS = {  # of samplers and pruners
     "sampler": ["TPESampler", "GPSampler", "CmaEsSampler", "RandomSampler", "QMCSampler"],
-    "pruner": ["MedianPruner", "NopPruner", "HyperbandPruner", "SuccessiveHalvingPruner",
+    "pruner": ["MedianPruner", "NopPruner",
+        "PercentilePruner(75.0, n_startup_trials=6, n_warmup_steps=2)", "HyperbandPruner", "SuccessiveHalvingPruner",
                "WilcoxonPruner", "PatientPruner(MedianPruner(), patience=1)"],
 }  # fmt: skip

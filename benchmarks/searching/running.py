@@ -106,5 +106,6 @@ def measure(
             "best_trial": search.study.best_value,
             "final": float(worth[search.arm, search.seed, "final"]),
             "lucky": path[-1][1], "path": path,
+            "hparams": wanted[search.arm, search.seed, "final"],
         })  # fmt: skip
     return rows

@@ -12,7 +12,7 @@ BAR_SHARE, AIM_SHARE, BAR_RATIO = "1/3", "1/8", 1.02
 
 
 def searching() -> str:
-    """Steps to what cold TPE has at its end, and the loss at equal steps: a row for each arm, a column for each task."""
+    """Steps to what cold TPE has at its end, and the loss at equal steps, of each arm and task."""
     data = read("searching")
     items: list[dict[str, Any]] = data["summary"]
     tasks = list(dict.fromkeys(item["task"] for item in items))
