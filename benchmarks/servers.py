@@ -109,6 +109,7 @@ class Postgres:
         """Start it again, at the same address."""
         import psycopg2
 
+        self._server.ensure_pgdata_inited()  # another pytest closes the folder to its user
         try:
             self._server.ensure_postgres_running()
         except (
@@ -120,7 +121,8 @@ class Postgres:
                     psycopg2.connect(url).close()
                     return
                 time.sleep(0.1)
-            raise RuntimeError("PostgreSQL must start within a minute, but it did not.") from error
+            said = self._server.log.read_text()[-3000:]
+            raise RuntimeError(f"PostgreSQL must start, but it did not: {said}") from error
 
     def __enter__(self) -> Postgres:
         return self

@@ -178,8 +178,10 @@ class Workers:
                     self.failures.append(status)
 
     def kill_one(self) -> None:
-        """`kill -9` of one of them, and another in its place."""
-        process = random.choice(sorted(self.processes))
+        """`kill -9` of one of them, and another in its place; every other time of one that is well under way."""
+        at_work = self.processes & {row["process"] for row in self.ended()}
+        chosen = at_work if at_work and random.random() < 0.5 else self.processes
+        process = random.choice(sorted(chosen))
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         self.processes.discard(process)

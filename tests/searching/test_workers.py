@@ -80,7 +80,6 @@ def test_killed_workers_lose_nothing_double_nothing_and_leave_nothing_running(dr
     row = driven["kill -9 of a worker"]
     assert_good(row)
     assert row["kills"] == 4
-    assert row["made_up"] > 0
     assert row["runs"] == row["n_trials"] + row["made_up"]
     assert not row["trials_without_run"] + row["trials_with_two_runs"] + row["runs_that_differ"]
 
