@@ -56,7 +56,7 @@ def outage(
     folder: Path, server: Postgres, *, seconds: float = 20.0, n_trials: int = 40
 ) -> dict[str, Any]:
     """PostgreSQL is stopped in the middle of a study, and started again."""
-    with Workers(folder, server.uri, n_trials, pause=0.06, grace_period=10.0) as workers:
+    with Workers(folder, server.uri, n_trials, pause=0.06, grace_period=30.0) as workers:
         workers.start(3)
         wait_for(lambda: len(workers.ended()) >= n_trials // 4)
         server.stop()

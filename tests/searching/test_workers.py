@@ -89,7 +89,7 @@ def test_workers_wait_for_a_database_that_is_stopped_and_go_on(driven) -> None:
     row = driven["PostgreSQL stopped"]
     assert_good(row)
     assert row["made_up"] == 0
-    assert row["again_after_seconds"] < 15
+    assert row["again_after_seconds"] < 30  # some two on a machine that is not busy
 
 
 @pytest.mark.postgres
