@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 
 from benchmarks.faults.verdicts import runs_disagree, verdict
 from benchmarks.faults.workers import Workers, waiting_task
@@ -102,8 +103,8 @@ def cost(storage: str, name: str, others: int) -> dict[str, Any]:
         with lock(storage):
             study = optuna.create_study(storage=open_storage(storage), study_name=f"cost {others}")
         study.sampler = optuna.samplers.RandomSampler(seed=0)
-        for _ in range(others):
-            study.ask()
+        running = optuna.create_trial(state=TrialState.RUNNING)
+        study.add_trials([running] * others)
         timed = Timed(lock(storage, study.study_name))
         worker = Worker(study, timed, grace_period=1e6)  # the others do not live
         seconds = []

@@ -72,6 +72,9 @@ def saturation() -> str:
         own = {row["others"]: row for row in costs if row["storage"] == storage}
         cells = [storage, f"{own[0]['ms']:.0f}"]
         for fleet in FLEETS:
+            if fleet not in own:
+                cells += ["", ""]
+                continue
             held = own[fleet]["ms_in_lock"]
             cells += [f"{held:.0f}", _duration(fleet * held / 1000)]
         rows.append(cells)
