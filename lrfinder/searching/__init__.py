@@ -209,7 +209,7 @@ def search(
         made_pruner = make_pruner(pruner, num_epochs=settings.num_epochs)
         name = study_name or f"{recipe.base.name}-{'-'.join(settings.schedules)}"
         with open_study(storage, name, directions=settings.directions) as study:
-            space = _space(study, recipe.base, settings, hparams, warm_start, show)
+            space = _space(study, recipe.base, settings, hparams, warm_start, n_trials, progress)
         # A seeded sampler that starts again would propose what it proposed before.
         moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
         study.sampler = make_sampler(sampler, seed=moved, **sampling)
@@ -276,6 +276,7 @@ def _space(
     settings: Settings,
     user: UserHparams | None,
     warm_start: RangeTest | bool | None,
+    n_trials: int | None,
     progress: Progress | None,
 ) -> Space:
     """The study's space: its own where it was begun, else that of a range test, noted in the study."""
@@ -294,7 +295,7 @@ def _space(
         starts = first_params(result, space, own.distributions)
     else:
         space, starts = settings.space(dict.fromkeys(task.groups)), []
-    begin_study(study, here | space.to_dict(), starts)
+    begin_study(study, here | space.to_dict(), starts[:n_trials])  # none is left waiting
     return space
 
 

@@ -98,7 +98,7 @@ def test_the_first_trials_are_the_suggestion_the_control_their_middle_and_the_ra
         assert low <= trial.params[f"lr/{space['reference']}"] <= high
     # Those that hardly differ are trained once.
     near = with_points(measured, lrs, {name: 1.2 * lr for name, lr in lrs.items()})
-    queued = quiet_search(tiny_task(), 1, warm_start=near, pruner="NopPruner").trials
+    queued = quiet_search(tiny_task(), 5, warm_start=near, pruner="NopPruner").trials
     fixed = [trial for trial in queued if "fixed_params" in trial.system_attrs]
     assert [trial.number for trial in fixed] == [0, 1, 2, 3]
 
