@@ -3,7 +3,7 @@
 Each arm searches learning rates and a StepLR on small tasks, from several seeds; its cost is in
 optimizer steps, those of range tests included. What a trial is worth is its mean validation loss on
 fresh seeds, which no search sees. All searches of a task are trained in lockstep, each one trial
-after the other. Some 40 minutes on a quiet core:
+after the other. About an hour on a quiet core:
 
     python -m benchmarks.searching
     python -m benchmarks.searching --seeds 2 --tasks mlp-sgd --no-save
