@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from typing import Any
 
@@ -56,7 +57,12 @@ def runs_disagree(workers: Workers) -> dict[str, int]:
 
     with quiet_optuna():
         study = optuna.load_study(storage=open_storage(workers.storage), study_name=workers.study)
-    lrfinder.sync(workers.folder / "spool")
+    deadline = time.monotonic() + 60.0
+    # The processes that follow killed workers may still be sending.
+    while not all(item.complete for item in lrfinder.sync(workers.folder / "spool")):
+        if time.monotonic() > deadline:
+            raise TimeoutError("Not all that was recorded is in the store after a minute.")
+        time.sleep(0.5)
     client = MlflowClient(workers.mlflow_uri)
     where = client.get_experiment_by_name("faults").experiment_id
     runs = []
