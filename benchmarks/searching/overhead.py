@@ -73,7 +73,7 @@ def trained(task: lrfinder.Task, count: int, num_epochs: int) -> float:
 
 
 def main() -> None:
-    """Measure, print and write `results/searching_overhead.json`."""
+    """Measure, print and write `results/searching.overhead.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=10)
@@ -108,7 +108,7 @@ def main() -> None:
         print(f"{name:32s} {rows[-1]['milliseconds']:.1f} ms a trial, {100 * median:.1f} % "
               f"[{100 * low:.1f}, {100 * high:.1f}]")  # fmt: skip
     write_result(
-        "searching_overhead", rows, command="searching.overhead", trials=count,
+        "searching.overhead", rows, command="searching.overhead", trials=count,
         digits_seconds=statistics.median(seconds["digits"]) / count,
     )  # fmt: skip
 

@@ -17,6 +17,8 @@ from lrfinder.stepping import Steps
 from lrfinder.traces import Trace
 from lrfinder.training.together import make_job, run_together
 
+SAME = 1.0001  # one training beside others and beside other ones differs by rounding
+
 
 def run_all(searches: Sequence[Search]) -> None:
     """All searches at once, each one trial after the other."""
@@ -97,7 +99,9 @@ def measure(
             (at, float(worth[search.arm, search.seed, number])) for at, number in search.history
         ]
         reached = (
-            None if target is None else next((at for at, loss in path if loss <= target), None)
+            None
+            if target is None
+            else next((at for at, loss in path if loss <= target * SAME), None)
         )
         rows.append({
             "task": name, "arm": search.arm, "seed": search.seed, "trial_steps": steps,

@@ -47,7 +47,7 @@ def searching_summary() -> str:
 
 def searching_overhead() -> str:
     """What a trial costs beside its training."""
-    data = read("searching_overhead")
+    data = read("searching.overhead")
     rows = [
         [
             row["study"],
