@@ -67,6 +67,7 @@ def driven(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])
+    print(done.stdout)  # says which runs differ, where some do
     return {row.get("storage", row["what"]): row for row in rows}
 
 
