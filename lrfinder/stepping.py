@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrfinder.distributing import loss_of, mean, summed, unwrapped
-from lrfinder.groups import check_optimizer, group_names
+from lrfinder.groups import check_optimizer, group_names, lr_groups, shared_lrs
 from lrfinder.schedules import StepSchedule
 from lrfinder.tasks import Batch, LossFn, StepOptions, batch_size, move_to
 from lrfinder.traces import Trace
@@ -53,6 +53,7 @@ class Replica:
         self.loss_fn = loss_fn
         self.options = options
         self.group_names = group_names(optimizer)
+        self.lr_groups = lr_groups(optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
         self.needs_closure = _needs_closure(optimizer)
@@ -166,7 +167,7 @@ class Replica:
             step = len(trace)
             if schedule is not None:
                 schedule.before_step(step)
-            lrs = [group["lr"] for group in self.optimizer.param_groups]
+            lrs = shared_lrs(self.optimizer.param_groups, self.lr_groups)
             loss = yield parts
             trace.append(lrs, loss)
             if on_step is not None:

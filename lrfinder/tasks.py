@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lrfinder.distributing import spread
-from lrfinder.groups import param_groups
+from lrfinder.groups import group_names, param_groups
 
 Batch = Any
 LossFn = Callable[[nn.Module, Batch], Tensor]
@@ -141,7 +141,7 @@ class Task:
         model = self.make_model().to(place)
         groups = param_groups(model, self.groups)
         optimizer = self.make_optimizer(groups)
-        held = [group.get("name") for group in optimizer.param_groups]
+        held = group_names(optimizer)
         if held != list(self.groups):
             raise ValueError(
                 f"`make_optimizer` of task {self.name!r} must pass on the groups that it is given "

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from lrfinder.groups.names import group_names, lr_groups, param_group_names, shared_lrs
 from lrfinder.groups.patterns import (
     SHOWN,
     GroupSpec,
@@ -21,6 +23,20 @@ from lrfinder.groups.patterns import (
     quoted,
     split_entry,
 )
+
+__all__ = [
+    "ROUNDING",
+    "check_optimizer",
+    "checked_lr",
+    "group_names",
+    "learning_rates",
+    "lr_groups",
+    "param_group_names",
+    "param_groups",
+    "scale_learning_rate",
+    "set_learning_rate",
+    "shared_lrs",
+]
 
 # LinearLR(end_factor=0) and its like end at some -1e-18 instead of 0: that much below 0 is
 # rounding and no mistake.
@@ -101,41 +117,23 @@ def param_groups(model: nn.Module, spec: GroupSpec, **defaults: Any) -> list[dic
     return groups
 
 
-def group_names(optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of an optimizer's groups, in its order; `group_<i>` where a group has none.
-
-    Raises:
-        ValueError: If the optimizer has no parameters, or two groups share a name.
-    """
-    groups = optimizer.param_groups
-    if not any(group["params"] for group in groups):
-        raise ValueError(
-            f"The optimizer must hold at least one parameter, but {type(optimizer).__name__} has "
-            f"{len(groups)} param group(s) and no parameter."
-        )
-    names = [group.get("name", f"group_{i}") for i, group in enumerate(groups)]
-    if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"The names of param groups must be different strings, but got {names}. "
-            'Set `optimizer.param_groups[i]["name"]`.'
-        )
-    return names
-
-
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The LR of each group, by name. An LR that is a tensor is read, which waits for its device.
 
     Raises:
-        ValueError: If the optimizer has no parameters or no LRs, or two groups share a name.
+        TypeError: If it is no optimizer.
+        ValueError: If the optimizer has no parameters or no LRs, two groups share a name, or the
+            param groups of one LR group differ in their LR.
 
     Example:
         >>> learning_rates(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))
         {'group_0': 0.1}
     """
-    return {
-        name: float(_lr(group, name))
-        for name, group in zip(group_names(optimizer), optimizer.param_groups, strict=True)
-    }
+    owners = lr_groups(optimizer)
+    for name, group in zip(owners, optimizer.param_groups, strict=True):
+        _lr(group, name)
+    lrs = shared_lrs(optimizer.param_groups, owners)
+    return {name: float(lr) for name, lr in zip(dict.fromkeys(owners), lrs, strict=True)}
 
 
 def set_learning_rate(
@@ -203,22 +201,44 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer that cannot be trained with: one built elsewhere may be anything.
 
     Raises:
-        ValueError: If it has no parameters or no LRs, two groups share a name or a parameter, or
-            an LR is negative or not finite (waits for the device where an LR is a tensor).
+        TypeError: If it is no optimizer.
+        ValueError: If it has no parameters or no LRs, two groups share a name or a parameter, an
+            LR is negative or not finite (waits for the device where an LR is a tensor), or a
+            parameter has no values yet (meta device, lazy module) or is quantised.
     """
-    owners: dict[int, str] = {}
-    for (name, lr), group in zip(
-        learning_rates(optimizer).items(), optimizer.param_groups, strict=True
-    ):
+    for name, lr in learning_rates(optimizer).items():
         if not -ROUNDING <= lr < math.inf:
             checked_lr(lr, name)
+    owners: dict[int, str] = {}
+    for name, group in zip(param_group_names(optimizer), optimizer.param_groups, strict=True):
         for index, parameter in enumerate(group["params"]):
+            _check_parameter(parameter, f"number {index} of group {name!r}")
             owner = owners.setdefault(id(parameter), name)
             if owner != name:
                 raise ValueError(
                     f"A parameter must be in one group, but number {index} of group {name!r} "
                     f"(shape {tuple(parameter.shape)}) is in group {owner!r} too."
                 )
+
+
+def _check_parameter(parameter: Tensor, place: str) -> None:
+    if is_lazy(parameter):
+        raise ValueError(
+            f"A parameter must have a shape, but {place} is still lazy. Run the model on one batch "
+            "before the optimizer is made."
+        )
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"A parameter must have values, but {place} (shape {tuple(parameter.shape)}) is on the "
+            "meta device. Load the weights first (`model.to_empty(device=...)`, then initialise "
+            "them), and make the optimizer of what was loaded."
+        )
+    if parameter.is_quantized or not (parameter.is_floating_point() or parameter.is_complex()):
+        raise ValueError(
+            f"A parameter must be of a floating type to be trained, but {place} is "
+            f"{parameter.dtype}: it is quantised. Freeze it (`requires_grad=False`), leave it out "
+            "of the optimizer, and train an adapter (LoRA) or the weights before quantisation."
+        )
 
 
 def checked_lr(value: Any, name: str) -> float:
@@ -268,18 +288,21 @@ def _lr(group: Mapping[str, Any], name: str) -> Any:
 
 def _fill(optimizer: torch.optim.Optimizer, lrs: Mapping[str, float]) -> None:
     """Write checked LRs; one that its tensor cannot hold is refused before any is written."""
-    groups = dict(zip(group_names(optimizer), optimizer.param_groups, strict=True))
-    for name, lr in lrs.items():
-        kept = _lr(groups[name], name)
+    members = [
+        (group, owner, lrs[owner])
+        for owner, group in zip(lr_groups(optimizer), optimizer.param_groups, strict=True)
+        if owner in lrs
+    ]
+    for group, name, lr in members:
+        kept = _lr(group, name)
         if isinstance(kept, Tensor) and not math.isfinite(float(torch.tensor(lr).to(kept.dtype))):
             raise ValueError(
                 f"The LR of group {name!r} must fit into its {kept.dtype}, but got lr={lr!r}."
             )
-    for name, lr in lrs.items():
-        kept = groups[name]["lr"]
-        if isinstance(kept, Tensor):
+    for group, _, lr in members:
+        if isinstance(group["lr"], Tensor):
             # In place: a captured graph or a compiled step reads this very tensor.
             with torch.no_grad():
-                kept.fill_(lr)
+                group["lr"].fill_(lr)
         else:
-            groups[name]["lr"] = lr
+            group["lr"] = lr

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lrfinder.groups import group_names, learning_rates
+from lrfinder.groups import learning_rates, param_group_names
 
 
 def describe(optimizer: torch.optim.Optimizer) -> str:
@@ -42,7 +42,7 @@ def describe(optimizer: torch.optim.Optimizer) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    names, groups = group_names(optimizer), optimizer.param_groups
+    names, groups = param_group_names(optimizer), optimizer.param_groups
     learning_rates(optimizer)  # refuses groups without one
     options = [
         "lr",

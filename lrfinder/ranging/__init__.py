@@ -174,9 +174,13 @@ def _without_gradient(
 ) -> list[str]:
     """Groups that one step gives no gradient. It also shows a bad loss function before the work."""
     engine.plain.try_step()
-    named = dict(zip(replica.group_names, replica.optimizer.param_groups, strict=True))
     # Not those whose gradient is 0: behind a layer that starts at 0 it is, for one step.
-    return [name for name in groups if all(p.grad is None for p in named[name]["params"])]
+    reached = {
+        name
+        for name, group in zip(replica.lr_groups, replica.optimizer.param_groups, strict=True)
+        if any(p.grad is not None for p in group["params"])
+    }
+    return [name for name in groups if name not in reached]
 
 
 # -- arguments ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lrfinder.groups import checked_lr, group_names
+from lrfinder.groups import checked_lr, group_names, lr_groups
 from lrfinder.groups.patterns import quoted
 from lrfinder.schedules.schedulers import (
     AnyScheduler,
@@ -94,7 +94,9 @@ class LRTable:
         _unshare_tensors(optimizer)
         self.num_steps: int = shapes[0][0]
         self._optimizer = optimizer
-        self._rows: list[list[float]] = np.stack(columns, axis=1).tolist()
+        # A column for each param group: those of one LR group have one.
+        of_each = [columns[names.index(owner)] for owner in lr_groups(optimizer)]
+        self._rows: list[list[float]] = np.stack(of_each, axis=1).tolist()
 
     def before_step(self, step: int) -> None:
         """Set every group's LR; a tensor is filled in place.

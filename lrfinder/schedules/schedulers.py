@@ -16,26 +16,26 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lrfinder.groups import ROUNDING, group_names, learning_rates
+from lrfinder.groups import ROUNDING, group_names, learning_rates, lr_groups
 from lrfinder.schedules.specs import Spec, as_json, is_per_group, parsed, scheduler_class
 
 
 class _GroupView(Optimizer):
-    """One param group of an optimizer, as an optimizer that torch's schedulers take.
+    """The param groups of one LR group, as an optimizer that torch's schedulers take.
 
-    The group is looked up at each use, since `load_state_dict` puts new dicts in the place of the
+    They are looked up at each use, since `load_state_dict` puts new dicts in the place of the
     old ones. It holds nothing and never steps.
     """
 
-    def __init__(self, optimizer: Optimizer, index: int) -> None:
+    def __init__(self, optimizer: Optimizer, indices: Sequence[int]) -> None:
         # Optimizer.__init__ would make groups of its own.
         self._optimizer = optimizer
-        self._index = index
+        self._indices = indices
         self.defaults = optimizer.defaults
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        return [self._optimizer.param_groups[self._index]]
+        return [self._optimizer.param_groups[index] for index in self._indices]
 
     @property
     def _opt_called(self) -> bool:
@@ -44,7 +44,7 @@ class _GroupView(Optimizer):
 
 
 class GroupSchedulers:
-    """One torch scheduler for each param group; made by `build_scheduler` from a spec for each.
+    """One torch scheduler for each group; made by `build_scheduler` from a spec for each.
 
     Args:
         optimizer: The optimizer of all groups.
@@ -58,9 +58,13 @@ class GroupSchedulers:
     def __init__(self, optimizer: Optimizer, specs: Mapping[str, Mapping[str, Any]]) -> None:
         self.optimizer = optimizer
         self.intervals = {name: spec["interval"] for name, spec in specs.items()}
+        members: dict[str, list[int]] = {}
+        for index, owner in enumerate(lr_groups(optimizer)):
+            members.setdefault(owner, []).append(index)
+        self._num_param_groups = len(optimizer.param_groups)
         self.schedulers = {
-            name: _make(_GroupView(optimizer, index), spec, f"The schedule of group {name!r}")
-            for index, (name, spec) in enumerate(specs.items())
+            name: _make(_GroupView(optimizer, indices), spec, f"The schedule of group {name!r}")
+            for (name, spec), indices in zip(specs.items(), members.values(), strict=True)
         }
         optimizer.register_step_post_hook(mark_stepped)
 
@@ -74,9 +78,9 @@ class GroupSchedulers:
         Raises:
             ValueError: If a ReduceLROnPlateau lacks its metric; then none has moved.
         """
-        if len(self.optimizer.param_groups) != len(self.schedulers):
+        if len(self.optimizer.param_groups) != self._num_param_groups:
             raise ValueError(
-                f"The optimizer must have the {len(self.schedulers)} groups that the schedulers "
+                f"The optimizer must have the {self._num_param_groups} groups that the schedulers "
                 f"were built for, but it has {len(self.optimizer.param_groups)}."
             )
         moved = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrfinder.delivering.stores import RecordError
-from lrfinder.groups import group_names
+from lrfinder.groups import group_names, lr_groups, shared_lrs
 from lrfinder.traces import Trace
 from lrfinder.tracking.artifacts import (
     check_artifact_name,
@@ -57,6 +57,7 @@ class Contents:
         self._watches: dict[int, Watch] = {}
         self._optimizer: torch.optim.Optimizer | None = None  # that of the last step, and its keys
         self._group_count = 0
+        self._owners: list[str] | None = None
         self._keys_of_step: tuple[str, ...] = ()
         self._add_row = outbox.rows.append
         self._ending: RunStatus = "FINISHED"
@@ -80,7 +81,7 @@ class Contents:
         Args:
             step: Number of the optimizer step, >= 0.
             loss: Scalar.
-            optimizer: Its groups are named by their "name", else `group_<index>`.
+            optimizer: Its groups are named as by `lrfinder.group_names`.
             metrics: More scalars of this step, under the names given.
         """
         groups = optimizer.param_groups
@@ -95,8 +96,10 @@ class Contents:
         # Spelled out, since between two steps of a training nothing of this is in a CPU's cache,
         # and each call costs microseconds.
         values = [loss if type(loss) is float else scalar_now(loss)]
-        for group in groups:
-            lr = group["lr"]
+        lrs = [group["lr"] for group in groups]
+        if self._owners is not None:
+            lrs = shared_lrs(groups, self._owners)
+        for lr in lrs:
             values.append(lr if type(lr) is float else scalar_now(lr))
         if metrics:
             values += [scalar_now(value) for value in metrics.values()]
@@ -108,14 +111,17 @@ class Contents:
         """The names of a row's values; what is watched is added to the metrics."""
         if (watch := self._watches.get(id(optimizer))) is not None:
             metrics |= watch.take()
+        owners = lr_groups(optimizer)
         names = group_names(optimizer)
+        # None where each param group has an LR of its own, which is quicker.
+        self._owners = owners if len(names) < len(owners) else None
         layout = (*names, "", *metrics)
         keys = self._layouts.get(layout)
         if keys is None:
             found = ["train/loss", *[f"lr/{name}" for name in names], *metrics]
             keys = self._layouts[layout] = self._keys(found)
         if not metrics:
-            self._optimizer, self._group_count = optimizer, len(names)
+            self._optimizer, self._group_count = optimizer, len(owners)
             self._keys_of_step = keys
         return keys
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrfinder.groups import group_names
+from lrfinder.groups import param_group_names
 
 WATCHABLE = ("grad_norm", "update_ratio", "momentum", "weight_decay")
 
@@ -89,7 +89,7 @@ class Watch:
             self._found = {}
             return
         found: dict[str, float | Tensor] = {}
-        names = group_names(optimizer)
+        names = param_group_names(optimizer)
         for i, (name, group) in enumerate(zip(names, optimizer.param_groups, strict=True)):
             # An optimizer that needs a closure has made its gradients inside its step.
             grads = [tensor.grad for tensor in group["params"] if tensor.grad is not None]
