@@ -14,6 +14,7 @@ from lrfinder.groups import (
     set_learning_rate,
 )
 from lrfinder.groups.descriptions import describe
+from lrfinder.groups.layouts import layerwise_groups, split_decay, width_groups
 from lrfinder.schedules import GroupSchedulers, build_scheduler, lr_table, scheduler_names
 from lrfinder.snapshots import preserved
 from lrfinder.stepping import evaluate
@@ -74,6 +75,7 @@ _LAZY: dict[str, str] = {
     "contour_figure": "lrfinder.searching.reading",
     "slice_figure": "lrfinder.searching.reading",
     "search": "lrfinder.searching",
+    "suggest_lrs": "lrfinder.searching.brackets",
     "RecordError": "lrfinder.delivering.stores",
     "Bracket": "lrfinder.suggestions",
     "Evidence": "lrfinder.suggestions",
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from lrfinder.reporting.comparisons import comparison_report
     from lrfinder.reporting.figures import arms_figure
     from lrfinder.searching import best_hparams, confirmed, importances, search
+    from lrfinder.searching.brackets import suggest_lrs
     from lrfinder.searching.confirming import Confirmed
     from lrfinder.searching.reading import contour_figure, slice_figure
     from lrfinder.searching.recipes import train_task
@@ -154,6 +157,7 @@ __all__ = [
     "image_folder",
     "importances",
     "is_main",
+    "layerwise_groups",
     "learning_rates",
     "link_environment",
     "load_task",
@@ -177,12 +181,15 @@ __all__ = [
     "seed_everything",
     "set_learning_rate",
     "slice_figure",
+    "split_decay",
     "spread",
+    "suggest_lrs",
     "supervised",
     "sync",
     "train",
     "train_seeds",
     "train_task",
+    "width_groups",
 ]
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from lrfinder.groups.names import group_names, lr_groups, param_group_names, shared_lrs
+from lrfinder.groups.checks import ROUNDING, check_optimizer, checked_lr, number
 from lrfinder.groups.patterns import (
     SHOWN,
     GroupSpec,
@@ -22,6 +21,14 @@ from lrfinder.groups.patterns import (
     names_of_parameters,
     quoted,
     split_entry,
+)
+from lrfinder.groups.reading import (
+    group_names,
+    held_lr,
+    learning_rates,
+    lr_groups,
+    param_group_names,
+    shared_lrs,
 )
 
 __all__ = [
@@ -37,10 +44,6 @@ __all__ = [
     "set_learning_rate",
     "shared_lrs",
 ]
-
-# LinearLR(end_factor=0) and its like end at some -1e-18 instead of 0: that much below 0 is
-# rounding and no mistake.
-ROUNDING = 1e-12
 
 
 def param_groups(model: nn.Module, spec: GroupSpec, **defaults: Any) -> list[dict[str, Any]]:
@@ -117,25 +120,6 @@ def param_groups(model: nn.Module, spec: GroupSpec, **defaults: Any) -> list[dic
     return groups
 
 
-def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The LR of each group, by name. An LR that is a tensor is read, which waits for its device.
-
-    Raises:
-        TypeError: If it is no optimizer.
-        ValueError: If the optimizer has no parameters or no LRs, two groups share a name, or the
-            param groups of one LR group differ in their LR.
-
-    Example:
-        >>> learning_rates(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))
-        {'group_0': 0.1}
-    """
-    owners = lr_groups(optimizer)
-    for name, group in zip(owners, optimizer.param_groups, strict=True):
-        _lr(group, name)
-    lrs = shared_lrs(optimizer.param_groups, owners)
-    return {name: float(lr) for name, lr in zip(dict.fromkeys(owners), lrs, strict=True)}
-
-
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, value: float | Mapping[str, float]
 ) -> None:
@@ -189,78 +173,12 @@ def scale_learning_rate(
     """
     factors = _by_name(optimizer, factor)
     for name, value in factors.items():
-        if not 0.0 < _number(value) < math.inf:
+        if not 0.0 < number(value) < math.inf:
             raise ValueError(
                 f"`0 < factor < inf` must hold for group {name!r}, but got factor={value!r}."
             )
     lrs = learning_rates(optimizer)
     _fill(optimizer, {name: checked_lr(lrs[name] * float(k), name) for name, k in factors.items()})
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer that cannot be trained with: one built elsewhere may be anything.
-
-    Raises:
-        TypeError: If it is no optimizer.
-        ValueError: If it has no parameters or no LRs, two groups share a name or a parameter, an
-            LR is negative or not finite (waits for the device where an LR is a tensor), or a
-            parameter has no values yet (meta device, lazy module) or is quantised.
-    """
-    for name, lr in learning_rates(optimizer).items():
-        if not -ROUNDING <= lr < math.inf:
-            checked_lr(lr, name)
-    owners: dict[int, str] = {}
-    for name, group in zip(param_group_names(optimizer), optimizer.param_groups, strict=True):
-        for index, parameter in enumerate(group["params"]):
-            _check_parameter(parameter, f"number {index} of group {name!r}")
-            owner = owners.setdefault(id(parameter), name)
-            if owner != name:
-                raise ValueError(
-                    f"A parameter must be in one group, but number {index} of group {name!r} "
-                    f"(shape {tuple(parameter.shape)}) is in group {owner!r} too."
-                )
-
-
-def _check_parameter(parameter: Tensor, place: str) -> None:
-    if is_lazy(parameter):
-        raise ValueError(
-            f"A parameter must have a shape, but {place} is still lazy. Run the model on one batch "
-            "before the optimizer is made."
-        )
-    if parameter.device.type == "meta":
-        raise ValueError(
-            f"A parameter must have values, but {place} (shape {tuple(parameter.shape)}) is on the "
-            "meta device. Load the weights first (`model.to_empty(device=...)`, then initialise "
-            "them), and make the optimizer of what was loaded."
-        )
-    if parameter.is_quantized or not (parameter.is_floating_point() or parameter.is_complex()):
-        raise ValueError(
-            f"A parameter must be of a floating type to be trained, but {place} is "
-            f"{parameter.dtype}: it is quantised. Freeze it (`requires_grad=False`), leave it out "
-            "of the optimizer, and train an adapter (LoRA) or the weights before quantisation."
-        )
-
-
-def checked_lr(value: Any, name: str) -> float:
-    """The LR of a group as a float.
-
-    Raises:
-        ValueError: If it is not a number, negative or not finite.
-    """
-    number = _number(value)
-    if not 0.0 <= number < math.inf:
-        raise ValueError(f"`0 <= lr < inf` must hold for group {name!r}, but got lr={value!r}.")
-    return number
-
-
-def _number(value: Any) -> float:
-    """As a float; NaN, which no bound admits, for what is not a number."""
-    if isinstance(value, (bool, str)):
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return math.nan
 
 
 def _by_name(
@@ -278,14 +196,6 @@ def _by_name(
     return dict(value)
 
 
-def _lr(group: Mapping[str, Any], name: str) -> Any:
-    if "lr" not in group or (isinstance(group["lr"], Tensor) and group["lr"].numel() != 1):
-        raise ValueError(
-            f"Group {name!r} must have an 'lr' that is one number, but got {group.get('lr')!r}."
-        )
-    return group["lr"]
-
-
 def _fill(optimizer: torch.optim.Optimizer, lrs: Mapping[str, float]) -> None:
     """Write checked LRs; one that its tensor cannot hold is refused before any is written."""
     members = [
@@ -294,7 +204,7 @@ def _fill(optimizer: torch.optim.Optimizer, lrs: Mapping[str, float]) -> None:
         if owner in lrs
     ]
     for group, name, lr in members:
-        kept = _lr(group, name)
+        kept = held_lr(group, name)
         if isinstance(kept, Tensor) and not math.isfinite(float(torch.tensor(lr).to(kept.dtype))):
             raise ValueError(
                 f"The LR of group {name!r} must fit into its {kept.dtype}, but got lr={lr!r}."

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from lrfinder.groups import checked_lr, param_groups
 from lrfinder.groups.patterns import quoted
 
+# Of the parameters in all stacks: a ResNet's last stage has three quarters and is not its layers.
+DOMINANT = 0.9
+
 
 def layerwise_groups(
     model: nn.Module,
@@ -34,7 +37,7 @@ def layerwise_groups(
         decay: Ratio of the LRs of neighbouring layers, 0 < decay <= 1.
         lr: Of the head, per step, finite and >= 0.
         layers: Name of the module whose children are the layers (`"encoder.layer"`); None for the
-            one `nn.ModuleList` or `nn.Sequential` that holds most of the parameters.
+            one `nn.ModuleList` or `nn.Sequential` that there is, small ones (a head of two) aside.
         **defaults: Options of every group.
 
     Raises:
@@ -42,7 +45,9 @@ def layerwise_groups(
 
     Example:
         >>> blocks = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-        >>> model = nn.ModuleDict({"embed": nn.Linear(1, 2), "blocks": blocks, "out": nn.Linear(2, 1)})
+        >>> model = nn.ModuleDict(
+        ...     {"embed": nn.Linear(1, 2), "blocks": blocks, "out": nn.Linear(2, 1)}
+        ... )
         >>> {group["name"]: group["lr"] for group in layerwise_groups(model, 0.5, lr=0.8)}
         {'stem': 0.1, 'layer_1': 0.2, 'layer_2': 0.4, 'head': 0.8}
 
@@ -92,7 +97,7 @@ def split_decay(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         >>> model = nn.Linear(2, 1)
         >>> groups = split_decay(param_groups(model, {"all": "*"}, lr=0.1, weight_decay=0.05))
         >>> [(g["name"], g["lr_group"], g["weight_decay"]) for g in groups]
-        [('all', 'all', 0.05), ('all (no decay)', 'all', 0.0)]
+        [('all', 'all', 0.05), ('all/no_decay', 'all', 0.0)]
     """
     made = []
     for index, group in enumerate(groups):
@@ -107,7 +112,7 @@ def split_decay(groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if others:
             made.append({**common, "params": others})
         if flat:
-            own = f"{name} (no decay)" if others else name
+            own = f"{name}/no_decay" if others else name
             made.append({**common, "params": flat, "name": own, "weight_decay": 0.0})
     return made
 
@@ -187,13 +192,13 @@ def _stack_of(model: nn.Module, layers: str | None) -> str:
                 f"Stacks of this model: {quoted(near, 8) or 'none'}."
             )
         return layers
-    sizes = {
+    sizes: dict[str, int] = {
         name: sum(p.numel() for p in module.parameters())
         for name, module in modules.items()
         if _is_stack(module) and not any(_is_stack(modules[n]) for n in _above(name))
     }
     largest = [name for name, size in sizes.items() if size == max(sizes.values())]
-    if not sizes or 2 * max(sizes.values()) < sum(sizes.values()) or len(largest) != 1:
+    if not sizes or max(sizes.values()) < DOMINANT * sum(sizes.values()) or len(largest) != 1:
         raise ValueError(
             "The layers must be the children of one nn.ModuleList or nn.Sequential, but this model "
             f"has {quoted(sizes, 8) or 'none'}. Name it: `layers='encoder.layer'`."

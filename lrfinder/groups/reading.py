@@ -1,4 +1,4 @@
-"""Names: what the groups of an optimizer are called, and which of them share one learning rate.
+"""Reading: what the groups of an optimizer are called, their learning rates, and which share one.
 
 A learning rate belongs to a group. Where several param groups must differ in something else (most
 often the weight decay), they say `"lr_group": <name>` and are one group to all that is here:
@@ -7,7 +7,7 @@ tested, set, scheduled and recorded as one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,3 +111,32 @@ def shared_lrs(
                 f"{float(first):g} and {float(lr):g}. Set both, or give each an LR group of its own."
             )
     return list(found.values())
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The LR of each group, by name. An LR that is a tensor is read, which waits for its device.
+
+    Raises:
+        TypeError: If it is no optimizer.
+        ValueError: If the optimizer has no parameters or no LRs, two groups share a name, or the
+            param groups of one LR group differ in their LR.
+
+    Example:
+        >>> from torch import nn
+        >>> learning_rates(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))
+        {'group_0': 0.1}
+    """
+    owners = lr_groups(optimizer)
+    for name, group in zip(owners, optimizer.param_groups, strict=True):
+        held_lr(group, name)
+    lrs = shared_lrs(optimizer.param_groups, owners)
+    return {name: float(lr) for name, lr in zip(dict.fromkeys(owners), lrs, strict=True)}
+
+
+def held_lr(group: Mapping[str, Any], name: str) -> Any:
+    """The LR of a param group, as it is held."""
+    if "lr" not in group or (isinstance(group["lr"], Tensor) and group["lr"].numel() != 1):
+        raise ValueError(
+            f"Group {name!r} must have an 'lr' that is one number, but got {group.get('lr')!r}."
+        )
+    return group["lr"]
