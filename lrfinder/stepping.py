@@ -47,6 +47,9 @@ class Replica:
         loss_fn: LossFn,
         options: StepOptions = StepOptions(),
     ) -> None:
+        given: Any = model  # which may be anything, whatever its annotation says
+        if not isinstance(given, nn.Module):
+            raise TypeError(f"`model` must be a torch.nn.Module, but got {type(given).__name__}.")
         check_optimizer(optimizer)
         self.model = model
         self.optimizer = optimizer

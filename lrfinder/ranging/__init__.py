@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrfinder.distributing import spread
 from lrfinder.engines import ENGINES, LockstepEngine, first_batch
 from lrfinder.groups import learning_rates
 from lrfinder.progressing import Progress, shown
+from lrfinder.ranging.bare import BareTensor, LossOfTensor
 from lrfinder.ranging.deciding import EFFORTS, RangeRun
 from lrfinder.ranging.results import Cost, RangeTest
 from lrfinder.snapshots import preserved
@@ -25,7 +26,7 @@ __all__ = ["RangeTest", "range_test"]
 
 
 def range_test(
-    model: nn.Module,
+    model: nn.Module | Tensor,
     optimizer: torch.optim.Optimizer,
     loss_fn: LossFn,
     loader: Loader,
@@ -57,8 +58,11 @@ def range_test(
 
     Args:
         model: Any module. One in eval mode is tested in train mode; the flags of one in train mode
-            are left as they are.
-        optimizer: Any torch optimizer of its parameters.
+            are left as they are. Or the bare tensor that is optimised; several are an
+            `nn.ParameterList`.
+        optimizer: Any torch optimizer of its parameters, or of some of them: of several optimizers
+            (a GAN's) each is tested by itself, the parameters of the others fixed. One that needs a
+            closure (LBFGS) is given one.
         loss_fn: `loss_fn(model, batch)` -> scalar tensor.
         loader: An iterable of batches that can be iterated again; repeated where it is short.
         start_lr: Where ramps begin, > 0; by default 1e-5 (SGD) or 1e-6 (Adam and its like).
@@ -90,7 +94,7 @@ def range_test(
         The suggestion, the ramps, the race and the cost.
 
     Raises:
-        TypeError: If the loader cannot be iterated again.
+        TypeError: If the loader cannot be iterated again, or the model is neither module nor tensor.
         ValueError: If an argument is out of its bounds, the loader is empty, or the loss is not a
             scalar that needs a gradient. The model is as before.
 
@@ -111,6 +115,8 @@ def range_test(
     """
     began = time.monotonic()
     loader = spread(loader)
+    if isinstance(model, Tensor):
+        model, loss_fn = BareTensor(model), LossOfTensor(loss_fn)
     replica = Replica(model, optimizer, loss_fn, options)
     start_lr, end_lr = _checked_range(optimizer, start_lr, end_lr)
     _check_numbers(num_steps=num_steps, replicas=replicas, planned_steps=planned_steps, seed=seed)
