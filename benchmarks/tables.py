@@ -84,6 +84,39 @@ def threads() -> str:
     return rows_to_markdown(header, rows) + source(data)
 
 
+def fine_tune() -> str:
+    """Suggestions for a Trainer against the best of a grid."""
+    data = read("fine_tune")
+    rows = []
+    for row in data["rows"]:
+        found = [one for one in row["found"] if one["suggested"] is not None]
+        if not found:
+            rows.append([row["case"], f"{row['best']:.1e}", "none", "", "", ""])
+            continue
+        lrs = sorted(one["suggested"] for one in found)
+        errors = [one["error"] for one in found]
+        ratio = sum(one["loss"] for one in found) / len(found) / row["best_loss"]
+        rows.append(
+            [
+                row["case"],
+                f"{row['best']:.1e}",
+                f"{lrs[0]:.1e} .. {lrs[-1]:.1e}",
+                f"{max(errors, key=abs):+.2f}",
+                f"{ratio:.3f}",
+                f"{len(row['found']) - len(found)} of {len(row['found'])}",
+            ]
+        )
+    header = [
+        "training",
+        "best LR of the grid",
+        "suggested",
+        f"largest error, decades (bar: {data['bar']})",
+        "loss / best",
+        "refused",
+    ]
+    return rows_to_markdown(header, rows) + source(data)
+
+
 def lockstep() -> str:
     """Many replicas in one step against one after the other."""
     data = read("lockstep")
@@ -154,6 +187,7 @@ def matrix() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "fine_tune": fine_tune,
     "house": house,
     "lockstep": lockstep,
     "matrix": matrix,

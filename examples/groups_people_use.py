@@ -31,7 +31,8 @@ if __name__ == "__main__":
     print(lrfinder.describe(optimizer))
     adapted = get_peft_model(model, LoraConfig(target_modules=r"blocks\.\d\.0", r=4))
     adapters = lrfinder.param_groups(adapted, {"A": "*lora_A*", "B": "*lora_B*"}, lr=1e-3)
-    print(lrfinder.range_test(adapted, torch.optim.AdamW(adapters), loss_fn, loader))
+    optimizer = torch.optim.AdamW(adapters)
+    print(lrfinder.range_test(adapted, optimizer, loss_fn, loader, effort="quick"))
     wide = make_model(64)
     lr = result.suggestion.lrs["head"]
     groups = lrfinder.width_groups(wide, make_model(16), lr=lr, weight_decay=0.05)

@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec.*:FutureWarning"),
 ]
 BRIEF: dict[str, Any] = {"effort": "quick", "num_steps": 80}
+RAMPS = BRIEF | {"effort": "brackets"}
 
 
 def loader() -> DataLoader[Any]:
@@ -148,11 +149,11 @@ def test_fit_goes_on_as_if_no_test_had_been_run(tmp_path: Path, schedule: Any) -
         if tested:
             before, random = bits(module), torch.get_rng_state()
             kept = dict(vars(one)), list(one.callbacks), copy.copy(one.state)
-            result = lrl.range_test(one, module, train_dataloaders=data, **BRIEF)
+            result = lrl.range_test(one, module, train_dataloaders=data, **RAMPS)
             assert same(before, bits(module))
             assert torch.equal(random, torch.get_rng_state())
             assert (dict(vars(one)), one.callbacks, one.state) == kept
-            assert set(result.suggestion.lrs) == {"body", "head"}
+            assert set(result.suggestion.brackets) == {"body", "head"}
             assert result.settings["planned_steps"] == 16
             assert "log" not in vars(module)
             assert module._trainer is None
@@ -217,7 +218,7 @@ def test_each_optimizer_of_several_is_tested_by_itself(tmp_path: Path) -> None:
     before = bits(module)
     for number, loss_fn in enumerate(GAN_LOSSES):
         alone = lrl.range_test(
-            one, module, train_dataloaders=loader(), optimizer=number, loss_fn=loss_fn, **BRIEF
+            one, module, train_dataloaders=loader(), optimizer=number, loss_fn=loss_fn, **RAMPS
         )
         assert same(before, bits(module))
         assert list(alone.suggestion.brackets) == ["group_0"]
@@ -243,7 +244,7 @@ def test_precision_accumulation_and_clipping_are_the_trainers(
     module.head.register_forward_hook(lambda m, args, output: seen.add(output.dtype))
     one = trainer(tmp_path, precision=precision, accumulate_grad_batches=2, gradient_clip_val=0.5)
     before = bits(module)
-    result = lrl.range_test(one, module, train_dataloaders=loader(), **BRIEF)
+    result = lrl.range_test(one, module, train_dataloaders=loader(), **RAMPS)
     assert seen == {torch.float64 if precision == "64-true" else torch.bfloat16}
     assert same(before, bits(module))
     assert {p.dtype for p in module.parameters()} == {torch.float32}
@@ -340,3 +341,41 @@ def test_no_optimizer(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # Lightning says it in its own way too
         with pytest.raises(ValueError, match="`configure_optimizers` must return an optimizer"):
             lrl.range_test(trainer(tmp_path), Frozen(), train_dataloaders=loader())
+
+
+def test_a_step_that_asks_its_trainer_is_run_one_by_one(tmp_path: Path) -> None:
+    """Copies of a module have no trainer: what cannot be run together is run by the plain engine."""
+
+    class Asks(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            weight = 1.0 if self.trainer.current_epoch == 0 else 0.5
+            output: Tensor = super().training_step(batch, batch_idx)["loss"]
+            return weight * output
+
+    pl.seed_everything(0, verbose=False)
+    result = lrl.range_test(trainer(tmp_path), Asks(), train_dataloaders=loader(), **RAMPS)
+    assert result.cost.engine == "stepping"
+    assert set(result.suggestion.brackets) == {"body", "head"}
+
+
+def test_several_loaders(tmp_path: Path) -> None:
+    class Two(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert set(batch) == {"a", "b"}
+            return super().training_step(batch["b"], batch_idx)
+
+    pl.seed_everything(0, verbose=False)
+    loaders = {"a": loader(), "b": loader()}
+    result = lrl.range_test(trainer(tmp_path), Two(), train_dataloaders=loaders, **RAMPS)
+    assert set(result.suggestion.brackets) == {"body", "head"}
+
+
+def test_a_fit_that_goes_on_from_a_checkpoint_keeps_its_lrs(tmp_path: Path) -> None:
+    pl.seed_everything(0, verbose=False)
+    first = trainer(tmp_path, max_epochs=1)
+    first.fit(Regression(), loader())
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    module, callback = Regression(), lrl.LRRangeTest(**RAMPS)
+    trainer(tmp_path, callbacks=[callback]).fit(module, loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert callback.results == ()
+    assert module.used == [[1e-3, 1e-3]] * 8
