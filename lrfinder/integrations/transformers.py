@@ -36,11 +36,18 @@ def range_test(trainer: Trainer, *, one_lr: bool = False, **settings: Any) -> lr
         `result.suggestion.apply(trainer.create_optimizer())`.
 
     Raises:
+        TypeError: If it is no Trainer.
         ValueError: If there are several devices, no training data, or parameters that cannot be
             trained; and as `lrfinder.range_test`.
 
     Batches of one step are averaged with equal weights; a Trainer weighs them by their tokens.
     """
+    given: Any = trainer  # which may be anything, whatever its annotation says
+    if not isinstance(given, Trainer):
+        raise TypeError(
+            f"`trainer` must be a transformers.Trainer, but got {type(given).__name__}. A model and "
+            "an optimizer of your own are tested by `lrfinder.range_test`."
+        )
     args = trainer.args
     check_single(trainer.accelerator)
     if args.n_gpu > 1:

@@ -332,6 +332,20 @@ def test_wrong_uses(
     assert not [callback for callback in one.callbacks if type(callback).__name__ == "_Alone"]
 
 
+def test_a_trainer_of_the_package_of_the_other_name(tmp_path: Path) -> None:
+    import pytorch_lightning
+
+    other = pytorch_lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(TypeError, match=r"got pytorch_lightning.*import `lightning.pytorch`"):
+        lrl.range_test(other, Regression(), train_dataloaders=loader())
+
+
+def test_losses_for_each_optimizer(tmp_path: Path) -> None:
+    callback = lrl.LRRangeTest(loss_fns=GAN_LOSSES[:1])
+    with pytest.raises(ValueError, match="for each of the 2 optimizers, but got 1"):
+        trainer(tmp_path, callbacks=[callback]).fit(Gan(), loader())
+
+
 def test_no_optimizer(tmp_path: Path) -> None:
     class Frozen(Regression):
         def configure_optimizers(self) -> None:

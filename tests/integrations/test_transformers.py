@@ -208,6 +208,8 @@ def test_a_loop_that_accelerate_prepared(tmp_path: Path) -> None:
 
 
 def test_wrong_uses(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"must be a transformers.Trainer, but got Bert"):
+        lrt.range_test(model())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must have a model and training data"):
         lrt.range_test(trainer(tmp_path, train_dataset=None))
     one = trainer(tmp_path)

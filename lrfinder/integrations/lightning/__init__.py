@@ -52,6 +52,7 @@ def range_test(
         As `lrfinder.range_test`.
 
     Raises:
+        TypeError: If it is no trainer of `lightning.pytorch`.
         ValueError: If there are several devices; several optimizers and no `optimizer`; manual
             optimization and no `loss_fn`; clipping by value; and as `lrfinder.range_test`.
     """

@@ -71,7 +71,14 @@ def test_optimizer(
 
 
 def check_device(trainer: Trainer) -> None:
-    """Raise a ValueError where a trainer is not on one device."""
+    """Raise a TypeError where it is no trainer of this library, and a ValueError where it is not on one device."""
+    given: Any = trainer  # which may be anything, whatever its annotation says
+    if not isinstance(given, Trainer):
+        raise TypeError(
+            f"`trainer` must be a lightning.pytorch.Trainer, but got {type(given).__module__}."
+            f"{type(given).__name__}. `pytorch_lightning` is another package with the same classes: "
+            "import `lightning.pytorch` in its place."
+        )
     if trainer.world_size != 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
         raise ValueError(
             "A range test must run on one device, but the Trainer has "
