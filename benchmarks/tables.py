@@ -10,6 +10,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`; this fills it 
 from __future__ import annotations
 
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def fine_tune() -> str:
                 row["case"],
                 f"{row['best']:.1e}",
                 f"{lrs[0]:.1e} .. {lrs[-1]:.1e}",
-                f"{max(errors, key=abs):+.2f}",
+                f"{statistics.median(errors):+.2f} [{min(errors):+.2f}, {max(errors):+.2f}]",
                 f"{ratio:.3f}",
                 f"{len(row['found']) - len(found)} of {len(row['found'])}",
             ]
@@ -110,7 +111,7 @@ def fine_tune() -> str:
         "training",
         "best LR of the grid",
         "suggested",
-        f"largest error, decades (bar: {data['bar']})",
+        f"error, decades: median [least, largest]; bar: {data['bar']}",
         "loss / best",
         "refused",
     ]

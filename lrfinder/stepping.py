@@ -170,7 +170,9 @@ class Replica:
             step = len(trace)
             if schedule is not None:
                 schedule.before_step(step)
-            lrs = shared_lrs(self.optimizer.param_groups, self.lr_groups)
+            lrs = [group["lr"] for group in self.optimizer.param_groups]
+            if len(self.group_names) < len(lrs):
+                lrs = shared_lrs(self.optimizer.param_groups, self.lr_groups)
             loss = yield parts
             trace.append(lrs, loss)
             if on_step is not None:

@@ -141,7 +141,7 @@ def test_a_range_test_is_that_of_one_param_group(engine: str) -> None:
     assert held(optimizer)[0] == held(optimizer)[1] == split.suggestion.lrs["body"]
 
 
-def test_a_task_may_split_its_groups() -> None:
+def test_a_search_proposes_one_lr_for_each_group() -> None:
     task = lrfinder.Task(
         name="split",
         make_model=lambda: nn.Linear(4, 1),
@@ -149,5 +149,14 @@ def test_a_task_may_split_its_groups() -> None:
         make_optimizer=lambda groups: torch.optim.SGD(lrfinder.split_decay(groups), lr=0.1),
         loss_fn=LOSS,
         train_loader=batches(),
+        val_loader=batches(),
+        num_epochs=2,
     )
-    assert lrfinder.learning_rates(task.start(0, device="cpu").optimizer) == {"all": 0.1}
+    started = task.start(0, device="cpu")
+    assert lrfinder.learning_rates(started.optimizer) == {"all": 0.1}
+    result = lrfinder.range_test(
+        started.model, started.optimizer, LOSS, batches(), effort="brackets"
+    )
+    study = lrfinder.search(task, n_trials=3, warm_start=result)
+    assert list(lrfinder.best_hparams(study)["lrs"]) == ["all"]
+    assert study.best_value < float(LOSS(started.model, batches()[0]).detach())
