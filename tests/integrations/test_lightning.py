@@ -234,6 +234,24 @@ def test_each_optimizer_of_several_is_tested_by_itself(tmp_path: Path) -> None:
         assert {float(value) for value in values} == {lr}
 
 
+def test_a_fit_without_an_end_and_lrs_in_tensors(tmp_path: Path) -> None:
+    class Tensors(Regression):
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=torch.tensor(1e-3))
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 100)]
+
+    pl.seed_everything(0, verbose=False)
+    module, callback = Tensors(), lrl.LRRangeTest(**RAMPS | {"num_steps": 200})
+    one = trainer(tmp_path, callbacks=[callback], max_epochs=-1, max_steps=3)
+    one.fit(module, loader())
+    (result,) = callback.results
+    assert result.settings["planned_steps"] == 3
+    assert [float(row[0]) for row in module.used] == pytest.approx(
+        [result.suggestion.lrs["group_0"]] * 3
+    )
+    assert isinstance(module.used[0][0], Tensor)  # the very one
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_precision_accumulation_and_clipping_are_the_trainers(
     tmp_path: Path, precision: Any

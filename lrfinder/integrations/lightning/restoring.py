@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-
-import lrfinder
+from torch import Tensor
 
 
 @contextmanager
@@ -28,16 +27,15 @@ def at_base_lrs(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def rebase(trainer: Trainer, optimizer: torch.optim.Optimizer, lrs: Mapping[str, float]) -> None:
     """Let groups, and the schedules at work on them, start from these LRs, or peak at them."""
     groups = optimizer.param_groups
-    with at_base_lrs(optimizer):
-        before = [float(group.get("max_lr", group["lr"])) for group in groups]
-        own = [float(group["lr"]) for group in groups]
-        lrfinder.set_learning_rate(optimizer, lrs)
-        # Those that were refused keep theirs, or the peak of theirs.
-        pairs = zip(before, own, groups, strict=True)
-        after = [b if float(g["lr"]) == o else float(g["lr"]) for b, o, g in pairs]
+    names = [g.get("lr_group", g.get("name", f"group_{i}")) for i, g in enumerate(groups)]
+    before = [float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups]
+    # Those that were refused keep theirs.
+    after = [lrs.get(name, old) for name, old in zip(names, before, strict=True)]
     for group, old, new in zip(groups, before, after, strict=True):
         for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-            if key in group:
+            if isinstance(group.get(key), Tensor):  # which a compiled step reads
+                group[key].fill_(_moved(float(group[key]), old, new))
+            elif key in group:
                 group[key] = _moved(group[key], old, new)
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     while schedulers:
@@ -54,6 +52,8 @@ def rebase(trainer: Trainer, optimizer: torch.optim.Optimizer, lrs: Mapping[str,
 
 def _moved(lr: Any, old: float, new: float) -> Any:
     """An LR where the one that it is a multiple of has changed; what has no ratio to 0 becomes the new one."""
+    if new == old:
+        return lr
     return new if lr == old or old <= 0 else lr * (new / old)
 
 

@@ -41,7 +41,9 @@ def test_optimizer(
             "`gradient_clip_algorithm` must be 'norm' in a range test, but got 'value'. Clip by "
             "norm, or leave clipping out."
         )
-    planned = trainer.estimated_stepping_batches  # which also makes the loader
+    planned = trainer.estimated_stepping_batches
+    if trainer.train_dataloader is None:  # which the estimate made, where it needed it
+        trainer.fit_loop.setup_data()
     plugin = trainer.precision_plugin
     autocast = DTYPES.get(str(trainer.precision))
     options = lrfinder.StepOptions(
@@ -103,7 +105,7 @@ class _Batches:
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         loader = trainer.train_dataloader
         self._loader = loader
-        self._combined = not hasattr(loader, "__iter__") or isinstance(loader, (Mapping, list))
+        self._combined = isinstance(loader, (Mapping, list, tuple))
         source = getattr(trainer, "datamodule", None)
         self._hooks = [
             getattr(module if source is None or not _overrides(source, name) else source, name)
