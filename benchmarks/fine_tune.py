@@ -198,20 +198,33 @@ def measure(name: str, case: Case, seeds: int) -> dict[str, Any]:
     means |= {decade: measured(decade) for decade in [one - lowered for one in DECADES]}
     best = min(means, key=means.__getitem__)
     means |= {decade: measured(decade) for decade in (best - 0.25, best + 0.25)}
-    best = min(means, key=means.__getitem__)
-    found = []
+    found: list[dict[str, Any]] = []
     for seed in range(FIRST_FINDER_SEED, FIRST_FINDER_SEED + seeds):
         result = lrt.range_test(case.trainer(seed), one_lr=True)
         lr = result.suggestion.lrs.get("all")
         row: dict[str, Any] = {"seed": seed, "suggested": lr, "steps": result.cost.steps}
         row["seconds"] = round(result.cost.seconds, 1)
         if lr is not None:
-            row["error"] = float(math.log10(lr) - best)
             row["loss"] = float(np.mean([case.loss(lr, s) for s in range(seeds)]))
         print(name, row, flush=True)
         found.append(row)
     grid = [{"lr": 10**decade, "loss": means[decade]} for decade in sorted(means)]
-    return {"case": name, "best": 10**best, "best_loss": means[best], "grid": grid, "found": found}
+    return judged({"case": name, "grid": grid, "found": found})
+
+
+def judged(row: dict[str, Any]) -> dict[str, Any]:
+    """With the best LR, that of the parabola (in log LR) through the grid's lowest loss and its neighbours."""
+    decades = [math.log10(point["lr"]) for point in row["grid"]]
+    losses = [point["loss"] for point in row["grid"]]
+    at = int(np.argmin(losses))
+    if not 0 < at < len(losses) - 1:
+        raise ValueError(f"The best LR must lie inside the grid, but it is 1e{decades[at]:.2f}.")
+    curve = np.polynomial.Polynomial.fit(decades[at - 1 : at + 2], losses[at - 1 : at + 2], 2)
+    (best,) = curve.deriv().roots()
+    for one in row["found"]:
+        if one["suggested"] is not None:
+            one["error"] = float(math.log10(one["suggested"]) - best)
+    return {**row, "best": float(10**best), "best_loss": losses[at]}
 
 
 def main() -> None:
