@@ -21,9 +21,11 @@ import tempfile
 from pydoc_data.topics import topics
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 import transformers
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import (
@@ -184,6 +186,40 @@ class Case:
         return loss if math.isfinite(loss) else math.inf
 
 
+class InLightning(pl.LightningModule):
+    """The same training, for Lightning's own finder."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.model = trainer.model
+        self.weight_decay = trainer.args.weight_decay
+        self.lr = trainer.args.learning_rate
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss."""
+        loss: Tensor = self.model(**batch).loss
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, as the Trainer's."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+
+def lightnings(case: Case, seed: int) -> float | None:
+    """What Lightning's finder suggests at its defaults; None where it suggests nothing."""
+    trainer = case.trainer(seed)
+    runner = pl.Trainer(
+        default_root_dir=case.folder,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    found = Tuner(runner).lr_find(InLightning(trainer), trainer.get_train_dataloader())
+    return None if found is None else found.suggestion()
+
+
 def measure(name: str, case: Case, seeds: int) -> dict[str, Any]:
     """The grid's means, and what the finder suggests on seeds of its own."""
     means: dict[float, float] = {}
@@ -204,6 +240,7 @@ def measure(name: str, case: Case, seeds: int) -> dict[str, Any]:
         lr = result.suggestion.lrs.get("all")
         row: dict[str, Any] = {"seed": seed, "suggested": lr, "steps": result.cost.steps}
         row["seconds"] = round(result.cost.seconds, 1)
+        row["lightning"] = lightnings(case, seed)
         if lr is not None:
             row["loss"] = float(np.mean([case.loss(lr, s) for s in range(seeds)]))
         print(name, row, flush=True)

@@ -67,7 +67,9 @@ def range_test(
         loader: An iterable of batches that can be iterated again; repeated where it is short.
         start_lr: Where ramps begin, > 0; by default 1e-5 (SGD) or 1e-6 (Adam and its like).
         end_lr: Where ramps end, > start_lr; by default 10 (SGD) or 3. If the loss is still falling
-            there, the ramps are extended once, to 100 times this, and the result says so. With
+            there, the ramps are extended once, to 100 times this, and the result says so; likewise
+            down to 1/100 of `start_lr` where the loss never falls, as with the small LRs that large
+            pretrained models want. With
             "together" both are of the group whose LR is highest.
         num_steps: Optimizer steps of a ramp, >= 2.
         groups: "each": an LR for every group, whatever the optimizer's are now. "together": one
@@ -154,7 +156,7 @@ def range_test(
         suggestion = test.run()
     settings: dict[str, Any] = {
         "optimizer": type(optimizer).__name__,
-        "start_lr": start_lr,
+        "start_lr": test.lrs[0],
         "end_lr": test.lrs[1],
         "num_steps": test.lrs[2],
         "groups": groups if isinstance(groups, str) else list(groups),

@@ -27,7 +27,8 @@ from lrfinder.suggestions import Bracket, Evidence, Suggestion, ramp_bracket, re
 from lrfinder.suggestions.curves import BracketStatus, Reading, combined
 from lrfinder.sweeping import HELD_AT, Ramp, ramp_groups, ramp_lrs, ramp_together
 
-EXTENSION = 100.0  # a range in which the loss falls to the end is extended by this factor, once
+# A range in which the loss falls to the end, or never falls, is extended by this factor, once.
+EXTENSION = 100.0
 FEW_GROUPS = 4  # up to which the ramp of each is run on every batch order
 RAMP_MARGIN = 0.5  # decades below the minimum of a ramp, where no race decides
 
@@ -102,8 +103,11 @@ class RangeRun:
             return self._refusal(None)
         joint = self._ramp()
         reading = combined(joint)
-        if reading.status == "edge":
-            joint = self._extended()
+        rose = reading.status in ("diverged", "monotone")
+        # A loss that is not finite before the first step is so at any LR.
+        rose = rose and all(math.isfinite(ramp.trace.losses[0]) for ramp in self.ramps)
+        if rose or reading.status == "edge":
+            joint = self._extended(down=rose)
             reading = combined(joint)
         if reading.status != "ok":
             return self._refusal(reading)
@@ -149,16 +153,20 @@ class RangeRun:
         """Batch orders of the ramp of one group: with many groups it is but a picture."""
         return self.replicas if len(self.tested) <= FEW_GROUPS else 1
 
-    def _extended(self) -> list[Reading]:
-        """The joint ramps again, further up and as steep as before; the first ones are dropped."""
+    def _extended(self, *, down: bool) -> list[Reading]:
+        """The joint ramps again, from further below or up to further up, as steep as before.
+
+        The first ones are dropped.
+        """
         start, end, num_steps = self.lrs
-        decades = math.log10(end / start)
-        more = math.ceil(num_steps * math.log10(EXTENSION) / decades)
-        self.lrs = (start, end * EXTENSION, num_steps + more)
+        more = math.ceil(num_steps * math.log10(EXTENSION) / math.log10(end / start))
+        low, high = (start / EXTENSION, end) if down else (start, end * EXTENSION)
+        self.lrs = (low, high, num_steps + more)
         self.ramps.clear()
         self.messages.append(
-            f"The loss was still falling at LR {end:.2g}, so the ramps were extended to "
-            f"{end * EXTENSION:.2g}."
+            f"The loss only rose from LR {start:.2g} on, so the ramps were begun at {low:.2g}."
+            if down
+            else f"The loss was still falling at LR {end:.2g}, so the ramps were extended to {high:.2g}."
         )
         return self._ramp()
 

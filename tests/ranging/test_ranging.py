@@ -568,3 +568,21 @@ def test_ratios_need_learning_rates() -> None:
 def test_an_optimizer_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="parameters of this model"):
         lrfinder.range_test(TinyNet(), tiny_optimizer(TinyNet()), cross_entropy, tiny_loader())
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e4])
+def test_a_range_that_begins_too_high_is_begun_lower_and_says_so(unit: float) -> None:
+    """Weights held as w / unit want 1 / unit of the LR: far below where Adam's ramps begin."""
+    torch.manual_seed(0)
+    held = nn.Parameter(torch.randn(8) / unit)
+    inputs = torch.randn(64, 8)
+    batches = [(x, x.sum(1) + 0.1 * torch.randn(16)) for x in inputs.split(16)]
+
+    def loss_fn(tensor: Any, batch: Any) -> Any:
+        return (batch[0] @ (unit * tensor) - batch[1]).square().mean()
+
+    optimizer = torch.optim.Adam([held], lr=1e-3)
+    result = lrfinder.range_test(held, optimizer, loss_fn, batches, start_lr=30 / unit)
+    assert result.settings["start_lr"] == pytest.approx(0.3 / unit)
+    assert "so the ramps were begun at" in result.suggestion.message
+    assert 0.01 < unit * result.suggestion.lrs["group_0"] < 1.0
