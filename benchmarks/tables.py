@@ -86,34 +86,35 @@ def threads() -> str:
 
 
 def fine_tune() -> str:
-    """Suggestions for a Trainer against the best of a grid."""
+    """Suggestions for a Trainer against the best of a grid, and those of Lightning's finder."""
     data = read("fine_tune")
     rows = []
     for row in data["rows"]:
         found = [one for one in row["found"] if one["suggested"] is not None]
-        if not found:
-            rows.append([row["case"], f"{row['best']:.1e}", "none", "", "", ""])
-            continue
-        lrs = sorted(one["suggested"] for one in found)
         errors = [one["error"] for one in found]
-        ratio = sum(one["loss"] for one in found) / len(found) / row["best_loss"]
+        others = sorted(one["lightning"] for one in row["found"] if one["lightning"] is not None)
+        spread = f" [{min(errors):+.2f}, {max(errors):+.2f}]" if errors else ""
         rows.append(
             [
                 row["case"],
                 f"{row['best']:.1e}",
-                f"{lrs[0]:.1e} .. {lrs[-1]:.1e}",
-                f"{statistics.median(errors):+.2f} [{min(errors):+.2f}, {max(errors):+.2f}]",
-                f"{ratio:.3f}",
+                f"{statistics.median(one['suggested'] for one in found):.1e}" if found else "",
+                f"{statistics.median(errors):+.2f}{spread}" if found else "",
+                f"{statistics.mean(one['loss'] for one in found) / row['best_loss']:.3f}"
+                if found
+                else "",
                 f"{len(row['found']) - len(found)} of {len(row['found'])}",
+                f"{others[0]:.1e} .. {others[-1]:.1e}" if others else "none",
             ]
         )
     header = [
         "training",
         "best LR of the grid",
-        "suggested",
+        "suggested, median",
         f"error, decades: median [least, largest]; bar: {data['bar']}",
         "loss / best",
         "refused",
+        "Lightning's finder",
     ]
     return rows_to_markdown(header, rows) + source(data)
 

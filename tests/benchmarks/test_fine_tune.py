@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -29,5 +30,8 @@ def test_suggestions_are_near_the_best_of_the_grid() -> None:
     for row in data["rows"]:
         assert len(row["found"]) == data["seeds"] >= 2
         assert row["best_loss"] == min(point["loss"] for point in row["grid"])
+        errors = [abs(one["error"]) for one in row["found"] if one["suggested"] is not None]
+        assert len(errors) >= 2
+        assert statistics.median(errors) <= data["bar"]
     best = [row["best"] for row in data["rows"]]
     assert best[1] == pytest.approx(best[0] / fine_tune.UNIT, rel=1.0)
