@@ -209,7 +209,7 @@ def search(
         made_pruner = make_pruner(pruner, num_epochs=settings.num_epochs)
         name = study_name or f"{recipe.base.name}-{'-'.join(settings.schedules)}"
         with open_study(storage, name, directions=settings.directions) as study:
-            space = _space(study, recipe.base, settings, hparams, warm_start, n_trials, progress)
+            space = _space(study, recipe.base, settings, hparams, warm_start, n_trials, show)
         # A seeded sampler that starts again would propose what it proposed before.
         moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
         study.sampler = make_sampler(sampler, seed=moved, **sampling)
