@@ -7,6 +7,7 @@ ramps, races, trainings and trials differ in their schedule and in what they do 
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -302,6 +303,10 @@ def _take(
     """Lists of `accumulation` batches, `num_steps` of them at most; never draws a batch that it does not use."""
     iterator = iter(batches)
     taken = 0
+    if accumulation == 1:  # the same as below, in less time
+        for batch in itertools.islice(iterator, num_steps):
+            yield [batch]
+        return
     while num_steps is None or taken < num_steps:
         parts = [batch for _, batch in zip(range(accumulation), iterator, strict=False)]
         if not parts:

@@ -79,14 +79,15 @@ class Trace:
                 f"One LR for each group must be given ({', '.join(self.group_names)}), but got {len(lrs)}."
             )
         # A tensor LR is changed in place by its owner, so its value now must be copied now.
-        row = tuple(lr.detach().clone() if isinstance(lr, Tensor) else float(lr) for lr in lrs)
-        self._lr_rows.append(row)
+        row = [lr.detach().clone() if isinstance(lr, Tensor) else float(lr) for lr in lrs]
+        self._lr_rows.append(tuple(row))
         if isinstance(loss, Tensor) and loss.device.type != "cpu":
             self._pending.append(loss.detach())
             if len(self._pending) >= BLOCK:
                 self._settle()
         else:
-            self._settle()
+            if self._pending:
+                self._settle()
             self._add_loss(loss.item() if isinstance(loss, Tensor) else float(loss))
 
     def add_metric(self, name: str, step: int, value: float) -> None:

@@ -212,15 +212,16 @@ class _Entropy:
     def rule(self, count: int, dims: Dims, scores: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Of all replicas: the mean over the samples that are not ignored."""
         scores, targets = _first(scores, dims[0], count), _first(targets, dims[1], count)
+        # Classes before samples: as a folded linear layer leaves them, and quicker for few classes.
         losses = functional.cross_entropy(
-            scores.flatten(0, 1),
-            targets.flatten(),
+            scores.transpose(1, 2),
+            targets,
             ignore_index=self.criterion.ignore_index,
             label_smoothing=self.criterion.label_smoothing,
             reduction="none",
         )
         counted = (targets != self.criterion.ignore_index).sum(1)
-        return losses.view(targets.shape).sum(1) / counted, 0
+        return losses.sum(1) / counted, 0
 
 
 def _first(tensor: Tensor, dim: int | None, count: int) -> Tensor:

@@ -76,9 +76,10 @@ class RandomPerReplica:
     def __init__(self, streams: Sequence[Stream], draws: bool | None) -> None:
         self.streams = streams
         self.draws = draws
-        self.together = all(stream.same(streams[0]) for stream in streams[1:])
         # "error": what was found not to draw must not begin to.
-        self.mode = "same" if self.together else "error" if draws is False else "different"
+        quiet = draws is False
+        self.together = not quiet and all(stream.same(streams[0]) for stream in streams[1:])
+        self.mode = "error" if quiet else "same" if self.together else "different"
         self._drawer = _DrawOneByOne(streams) if self.mode == "different" else None
 
     def __enter__(self) -> RandomPerReplica:

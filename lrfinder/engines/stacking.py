@@ -8,7 +8,6 @@ a frozen trunk on a batch that all see, is computed once.
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,16 +16,23 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lrfinder.engines.calling import call_for_all
 from lrfinder.engines.fitting import Unfit, first_line, kind_of, out_of_memory, stacked
-from lrfinder.engines.folding import folded, folded_loss
+from lrfinder.engines.folding import folded_loss
 from lrfinder.engines.randomness import RandomPerReplica, Stream
+from lrfinder.engines.skeletons import (
+    attributes_of,
+    places_of,
+    put,
+    rows_like,
+    skeleton_of,
+    trained_names,
+)
 from lrfinder.stepping import Replica, autocast, check_loss
 from lrfinder.tasks import Batch, move_to
 
-Place = tuple[nn.Module, str]
 Result = TypeVar("Result")
 
 
@@ -57,8 +63,8 @@ class Stack:
         self.capacity = capacity
         self.replicas: list[Replica] = []
         self._held: dict[int, list[nn.Parameter]] = {}  # id of a replica -> its trained parameters
-        self.trained = _trained_names(start)
-        self.skeleton = _skeleton(model, set(self.trained), changing, fold=fold)
+        self.trained = trained_names(start)
+        self.skeleton = skeleton_of(model, set(self.trained), changing, fold=fold)
         self._loss_fn = folded_loss(start.loss_fn)
         self._options = start.options
         self.device = start.device
@@ -70,9 +76,9 @@ class Stack:
         buffers = dict(model.named_buffers())
         self._shared |= {name: b for name, b in buffers.items() if name not in changing}
         self._buffer_names = [name for name in buffers if name in changing]
-        self.parameters = [_rows(own[name], capacity) for name in self.trained]
-        self.buffers = [_rows(buffers[name], capacity) for name in self._buffer_names]
-        places = _places(model, self.skeleton)
+        self.parameters = [rows_like(own[name], capacity) for name in self.trained]
+        self.buffers = [rows_like(buffers[name], capacity) for name in self._buffer_names]
+        places = places_of(model, self.skeleton)
         self._places = [places[id(own[name])] for name in self.trained]
         self._buffer_places = [places[id(buffers[name])] for name in self._buffer_names]
         self._versions = [
@@ -161,7 +167,7 @@ class Stack:
         total: Tensor | None = None
         gradients: list[Tensor | None] = [None] * len(self._leaves)
         for batches in zip(*parts, strict=True):
-            losses = self._losses([move_to(batch, self.device) for batch in batches], streams)
+            losses = self._losses(_moved(batches, self.device), streams)
             losses = losses if share == 1.0 else losses * share
             target = losses if scale is None else scale(losses)
             found = torch.autograd.grad(target.sum(), self._leaves, allow_unused=True)
@@ -182,7 +188,7 @@ class Stack:
         buffers = [stack[: len(self.replicas)] for stack in self.buffers]
         before = [buffer.clone() for buffer in buffers]
         states = [stream.state for stream in streams]
-        attributes = _attributes(self.skeleton)
+        attributes = attributes_of(self.skeleton)
         kept = random.getstate(), np.random.get_state()
         with warnings.catch_warnings():
             # vmap warns where it has no rule for an operation and loops over the replicas.
@@ -193,9 +199,9 @@ class Stack:
         now = random.getstate(), np.random.get_state()
         random.setstate(kept[0])
         np.random.set_state(kept[1])
-        if now[0] != kept[0] or str(now[1]) != str(kept[1]):
+        if now[0] != kept[0] or not all(map(np.array_equal, now[1], kept[1])):
             raise Unfit("the loss draws from Python's or NumPy's random state")
-        for name, value in _attributes(self.skeleton).items():
+        for name, value in attributes_of(self.skeleton).items():
             if value is not attributes.get(name):
                 raise Unfit(f"the model keeps a tensor of the step in {name!r}")
         after = [buffer.clone() for buffer in buffers]
@@ -247,8 +253,8 @@ class Stack:
         def losses(
             parameters: list[Tensor], buffers: list[Tensor], batch: Batch
         ) -> tuple[Tensor, dict[int, Tensor]]:
-            _put(self._places, parameters)
-            _put(self._buffer_places, buffers)
+            put(self._places, parameters)
+            put(self._buffer_places, buffers)
             with autocast(self.device, self._options.autocast):
                 loss = self._loss_fn(self.skeleton, batch)
             if not self._checked:
@@ -260,8 +266,15 @@ class Stack:
 
         # The other ways to compute attention have no rule for vmap's backward, and would loop.
         with RandomPerReplica(streams, self.draws) as randomness, sdpa_kernel(SDPBackend.MATH):
-            call = vmap(losses, in_dims=(0, 0, dims), randomness=randomness.mode)
-            result: tuple[Tensor, dict[int, Tensor]] = call(self._leaves, buffers, batch)
+            result = call_for_all(
+                losses,
+                self._leaves,
+                buffers,
+                batch,
+                dims,
+                randomness=randomness.mode,
+                is_proven=self.draws is not None,
+            )
         self.draws = randomness.draws
         return result
 
@@ -301,66 +314,13 @@ class Stack:
                 raise Unfit(f"{name!r} is not trained, but differs between the replicas")
 
 
-def _trained_names(replica: Replica) -> list[str]:
-    names = {id(p): name for name, p in replica.model.named_parameters()}
-    for parameter in replica.parameters:
-        if id(parameter) not in names:
-            raise Unfit("the optimizer holds a tensor that is no parameter of the model")
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-            raise Unfit(f"the parameter {names[id(parameter)]!r} has hooks on its gradient")
-    return [names[id(p)] for p in replica.parameters if p.requires_grad]
-
-
-def _skeleton(model: nn.Module, trained: set[str], changing: set[str], *, fold: bool) -> nn.Module:
-    """The model that is called for all: the shared tensors are the model's own, without gradient."""
-    memo: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        if name not in trained:
-            memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    memo |= {id(b): b for name, b in model.named_buffers() if name not in changing}
-    try:
-        made = copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a module's own state raises
-        raise Unfit(f"the model cannot be copied: {first_line(error)}") from error
-    return folded(made, convolutions=fold)
-
-
-def _places(model: nn.Module, skeleton: nn.Module) -> dict[int, list[Place]]:
-    """Tensor of the model -> where the skeleton holds it; a tied one is in several places."""
-    places: dict[int, list[Place]] = {}
-    for module, twin in zip(model.modules(), skeleton.modules(), strict=True):
-        for held in (module._parameters, module._buffers):
-            for key, tensor in held.items():
-                if tensor is not None:
-                    places.setdefault(id(tensor), []).append((twin, key))
-    return places
-
-
-def _put(places: Sequence[Sequence[Place]], tensors: Sequence[Tensor]) -> None:
-    for each, tensor in zip(places, tensors, strict=True):
-        for module, key in each:
-            held: dict[str, Any] = (
-                module._parameters if key in module._parameters else module._buffers
-            )
-            held[key] = tensor
-
-
-def _attributes(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that modules hold beside their parameters and buffers."""
-    return {
-        f"{name}.{key}".lstrip("."): value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _rows(tensor: Tensor, count: int) -> Tensor:
-    """Room for so many; each row lies in memory as the tensor does, in channels_last for instance."""
-    twin = torch.empty_like(tensor)  # dense, with the order of the tensor's dimensions
-    strides = (max(twin.numel(), 1), *twin.stride())
-    shape = (count, *tensor.shape)
-    return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
+def _moved(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
+    """The batches on the device; one that several rows have is moved once, and stays the very same."""
+    moved: dict[int, Batch] = {}
+    for batch in batches:
+        if id(batch) not in moved:
+            moved[id(batch)] = move_to(batch, device)
+    return [moved[id(batch)] for batch in batches]
 
 
 def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

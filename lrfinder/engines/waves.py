@@ -99,8 +99,11 @@ class LockstepEngine:
 
         def jobs() -> Iterator[Job]:
             for plan in plans:
-                member = self._free.pop() if self._free else copied(self._replica)
-                put_to_start(member, self._replica)
+                if self._free:
+                    member = self._free.pop()
+                    put_to_start(member, self._replica)
+                else:
+                    member = copied(self._replica)
                 is_there = self._courses.begin(plan, member)
                 steps = self._courses.steps(
                     plan,
