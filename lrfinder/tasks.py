@@ -261,7 +261,11 @@ def seed_everything(seed: int) -> None:
         raise ValueError(f"`0 <= seed < 2**32` must hold (numpy's range), but got seed={seed}.")
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # For devices that are not there torch would keep a stack trace at each call.
+        torch.default_generator.manual_seed(seed)
 
 
 def move_to(batch: Batch, device: torch.device) -> Batch:

@@ -7,11 +7,14 @@ vmap does and nothing else, where torch has the parts that vmap is made of, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from lrfinder.tasks import Batch
 
@@ -65,6 +68,36 @@ def call_for_all(
         }
     finally:
         _functorch._vmap_decrement_nesting()
+
+
+class Attention(TorchFunctionMode):
+    """Sees whether a function that is called inside computes attention.
+
+    Attributes:
+        seen: Whether one did.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        self.seen |= "attention" in getattr(func, "__name__", "")
+        return func(*args, **(kwargs or {}))
+
+
+def attention_by_parts(seen: bool | None) -> AbstractContextManager[Any]:
+    """A context in which attention is computed in a way that vmap has rules for, or nothing where none is.
+
+    The other ways have no rule for vmap's backward, and would loop over the replicas.
+    """
+    return nullcontext() if seen is False else sdpa_kernel(SDPBackend.MATH)
 
 
 def _wrapped(batch: Batch, dims: Any, level: int) -> Batch:

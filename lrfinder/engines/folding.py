@@ -112,12 +112,15 @@ class _Linear:
     ) -> tuple[Tensor, int]:
         """Law: y_k^T = w_k x_k^T + b_k, whose gradient for w_k lies in memory as w_k does."""
         inputs, weight = _first(inputs, dims[0], count), _first(weight, dims[1], count)
-        columns = inputs.reshape(count, -1, inputs.shape[-1]).transpose(1, 2)
+        is_flat = inputs.dim() == 3
+        rows = inputs if is_flat else inputs.reshape(count, -1, inputs.shape[-1])
+        columns = rows.transpose(1, 2)
         if bias is None:
             result = torch.bmm(weight, columns)
         else:
             result = torch.baddbmm(_first(bias, dims[2], count).unsqueeze(2), weight, columns)
-        return result.transpose(1, 2).reshape(*inputs.shape[:-1], -1), 0
+        result = result.transpose(1, 2)
+        return result if is_flat else result.reshape(*inputs.shape[:-1], -1), 0
 
 
 class _Conv:
@@ -228,7 +231,7 @@ def _first(tensor: Tensor, dim: int | None, count: int) -> Tensor:
     """With the replicas as its first dimension."""
     if dim is None:
         return tensor.expand(count, *tensor.shape)
-    return tensor.movedim(dim, 0)
+    return tensor.movedim(dim, 0) if dim else tensor
 
 
 def _as_channels(inputs: Tensor, dim: int | None) -> Tensor:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lrfinder.engines.calling import call_for_all
+from lrfinder.engines.calling import Attention, attention_by_parts, call_for_all
 from lrfinder.engines.fitting import Unfit, first_line, kind_of, out_of_memory, stacked
 from lrfinder.engines.folding import folded_loss
 from lrfinder.engines.randomness import RandomPerReplica, Stream
@@ -87,6 +87,7 @@ class Stack:
         self._leaves: list[Tensor] = []
         self._replaced: set[int] = set()
         self.draws: bool | None = None  # known after the first call
+        self._attends: bool | None = None  # likewise
         self._checked = False
 
     # -- who is in --------------------------------------------------------------------------------
@@ -264,8 +265,13 @@ class Stack:
             new = {i: b for i, (a, b) in enumerate(zip(buffers, after, strict=True)) if a is not b}
             return loss.reshape(()), new  # type: ignore[return-value]
 
-        # The other ways to compute attention have no rule for vmap's backward, and would loop.
-        with RandomPerReplica(streams, self.draws) as randomness, sdpa_kernel(SDPBackend.MATH):
+        is_proven = self.draws is not None
+        watch = Attention()
+        with (
+            RandomPerReplica(streams, self.draws) as randomness,
+            attention_by_parts(self._attends),
+            nullcontext() if is_proven else watch,
+        ):
             result = call_for_all(
                 losses,
                 self._leaves,
@@ -273,8 +279,10 @@ class Stack:
                 batch,
                 dims,
                 randomness=randomness.mode,
-                is_proven=self.draws is not None,
+                is_proven=is_proven,
             )
+        if not is_proven:
+            self._attends = watch.seen
         self.draws = randomness.draws
         return result
 

@@ -24,6 +24,7 @@ class Native:
 
     states: tuple[str, ...] = ()  # as torch's optimizer names them
     options: tuple[str, ...] = ()  # of a group, likewise
+    keeps_counts = True  # whether torch's optimizer keeps the number of its steps
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
@@ -37,6 +38,7 @@ class Native:
         self._shown = np.zeros(shape, dtype=bool)  # whether the optimizer of a row has its state
         self._group_of: list[int] = []
         self._known: list[tuple[Any, ...]] = []  # the options of all groups of all rows
+        self._values: list[dict[str, Any]] = []  # group -> option -> its value in each row
         self._columns: list[dict[str, Any]] = []  # group -> option -> number or column
         self._shaped: dict[tuple[Any, ...], Any] = {}  # of these columns
         self._corrections: dict[tuple[Any, ...], Any] = {}  # of this step
@@ -114,7 +116,8 @@ class Native:
                 clip(gradients, replicas[0].options.clip_norm)
             used = [index for index, gradient in enumerate(gradients) if gradient is not None]
             which = slice(None) if len(used) == len(gradients) else used
-            self._counts[which, :count] += 1
+            if self.keeps_counts:
+                self._counts[which, :count] += 1
             self._taken[which, :count] += 1
             self._corrections.clear()
             for index in used:
@@ -135,22 +138,20 @@ class Native:
 
     def _gather(self) -> None:
         """Look at the options of all replicas' groups; columns are made anew where one has changed."""
-        picked = self._picked
+        picked, device = self._picked, self._stack.device
         known = [picked(g) for r in self._stack.replicas for g in r.optimizer.param_groups]
         if known == self._known:
             return
         self._known, self._shaped = known, {}
-        groups = len(self._stack.replicas[0].optimizer.param_groups)
-        device = self._stack.device
-        self._columns = [
-            {
-                name: column_of(values, device)
-                for name, values in zip(
-                    self.options, zip(*known[index::groups], strict=True), strict=True
-                )
-            }
-            for index in range(groups)
-        ]
+        number = len(self._stack.replicas[0].optimizer.param_groups)
+        if len(self._columns) != number:
+            self._values, self._columns = [{} for _ in range(number)], [{} for _ in range(number)]
+        for group, (values, columns) in enumerate(zip(self._values, self._columns, strict=True)):
+            for name, given in zip(
+                self.options, zip(*known[group::number], strict=True), strict=True
+            ):
+                if values.get(name) != given:
+                    values[name], columns[name] = given, column_of(given, device)
 
     def _picked(self, group: dict[str, Any]) -> tuple[Any, ...]:
         return tuple([group[name] for name in self.options])
@@ -194,6 +195,7 @@ class SGD(Native):
 
     states = ("momentum_buffer",)
     options = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
+    keeps_counts = False
 
     def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
         (buffer,) = states
@@ -205,8 +207,8 @@ class SGD(Native):
             fed = gradient
             if _is_on(dampening):
                 # At its first step the whole gradient counts: 1 - d (t > 1).
-                later = (self._counts[index, : len(parameter)] > 1).double()
-                fed = gradient * shaped(1 - dampening * later, gradient)
+                later = torch.from_numpy(self._taken[index, : len(parameter)] > 1).double()
+                fed = gradient * shaped(1 - dampening * later.to(gradient.device), gradient)
             if isinstance(momentum, Tensor):
                 buffer.mul_(self._factor(index, "momentum")).add_(fed)
             else:
