@@ -54,14 +54,13 @@ class Landscape:
             gaps += np.clip(share, 0.0, 1.0).tolist()
         return Surrogate(np.array(points), np.array(steps, dtype=float), np.array(gaps))
 
-    def best(self, steps: float, *, back_off: float = 0.0, seed: int = 0) -> dict[str, float]:
-        """Group -> the LR that is expected to be best after `steps`, lowered by so many decades."""
+    def best(self, steps: float, *, seed: int = 0) -> dict[str, float]:
+        """Group -> the LR that is expected to be best after `steps`."""
         before_last = [one for one in self._standings if len(one.scores) >= len(RUNGS) - 1]
         near = (before_last or list(self._standings))[:NEAR]
         point = self._surrogate.best(
             steps, np.array([self._point(s.lrs) for s in near]), seed=seed
         )
-        point = point - back_off
         if not self._line:
             return dict(zip(self._groups, (10**point).tolist(), strict=True))
         lrs = self._standings[0].lrs

@@ -214,25 +214,28 @@ class RangeRun:
         on_line = [standing for standing in race.standings if standing.kind == "equal"]
         line_landscape = Landscape(on_line, self.tested, race.start)
         line_steps, line_back_off = horizon(self.planned_steps, "equal")
-        control = line_landscape.best(line_steps, back_off=line_back_off, seed=self.seed)
+        control = {
+            name: lr * 10**-line_back_off
+            for name, lr in line_landscape.best(line_steps, seed=self.seed).items()
+        }
         lrs, evidence = control, None
         if not self.one_lr:
             landscape = Landscape(race.standings, self.tested, race.start)
             raced = landscape.best(steps, seed=self.seed)
-            lrs = landscape.best(steps, back_off=back_off, seed=self.seed)
-            if not holds(self.engine, raced | self.held, race):
+            if holds(self.engine, raced | self.held, race):
+                lrs = {name: lr * 10**-back_off for name, lr in raced.items()}
+                # Both as the race tells them: of what comes later it shows nothing.
+                single = line_landscape.best(steps, seed=self.seed)
+                share, error = landscape.advantage(raced, single, steps)
+                drop = race.start - race.best[0].score
+                evidence = Evidence(share * drop, error * drop, share, round(steps))
+            else:
                 # Nothing is suggested on the word of the landscape alone.
-                lrs = control
                 self.messages.append(
                     "Trained with the LRs that the race suggested for each group, the loss fell "
                     "less than it should have, so the best single LR is suggested."
                 )
             self._tell("race")
-            # Both as the race tells them: of what comes later it shows nothing.
-            single = line_landscape.best(steps, seed=self.seed)
-            share, error = landscape.advantage(raced, single, steps)
-            drop = race.start - race.best[0].score
-            evidence = Evidence(share * drop, error * drop, share, round(steps))
         made = {}
         for name, lr in lrs.items():
             top = [standing.lrs[name] for standing in race.best]

@@ -127,6 +127,3 @@ def test_longer_trainings_are_read_later_and_then_lowered() -> None:
     # Half a decade for each decade of length.
     assert readings[4][1] - readings[3][1] == pytest.approx(0.5)
     assert horizon(100, "equal") > horizon(100, "joint")
-    landscape = Landscape(standings(bowl), ["a", "b"], start=5.0)
-    plain, lowered = landscape.best(60.0), landscape.best(60.0, back_off=0.25)
-    assert lowered == pytest.approx({name: lr * 10**-0.25 for name, lr in plain.items()})

@@ -140,6 +140,17 @@ def test_a_training_to_come_is_reckoned_with_and_told() -> None:
     )
 
 
+def test_a_landscape_that_does_not_hold_gives_way_to_the_best_single_lr(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lrfinder.ranging.deciding.holds", lambda *_: False)
+    suggestion = quadratic_test().suggestion
+    assert suggestion.lrs == suggestion.control
+    # Nothing is told of an advantage of what is not suggested.
+    assert suggestion.evidence is None
+    assert "so the best single LR is suggested" in str(suggestion)
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(0.25, 16.0), (8.0, -64.0)])
 def test_the_unit_and_sign_of_the_loss_do_not_matter(scale: float, shift: float) -> None:
     # LRs have the unit of weight / gradient under SGD; Adam's do not see the loss's unit at all.
