@@ -62,8 +62,19 @@ def main() -> None:
                         for key, value in row.items()))  # fmt: skip
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
             if not options.no_save:
-                command = "searching" + (
-                    f" --variants {options.variants}" if options.variants else ""
+                given = (
+                    ("variants", None),
+                    ("seeds", 10),
+                    ("fresh", 6),
+                    ("tasks", ",".join(EPOCHS)),
+                )
+                command = " ".join(
+                    ["searching"]
+                    + [
+                        f"--{key} {vars(options)[key]}"
+                        for key, usual in given
+                        if vars(options)[key] != usual
+                    ]
                 )
                 write_result(file, rows, command=command, compact=True, summary=summary(rows))
 
