@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -497,6 +498,7 @@ optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "na
 # A fork has the recorder's memory but not its thread: it must neither wait nor end the run.
 FORK = """
 import os
+import shutil
 from mlflow import MlflowClient
 from lrfinder.tracking import RecordError
 child = os.fork()
@@ -618,9 +620,10 @@ def test_its_own_experiment_is_no_difference(made_run: Run, mlflow_uri: str) -> 
 
 
 def test_another_store_or_a_given_parent_adopts_nothing(
-    made_run: Run, mlflow_uri: str, mlflow_template: Path
+    made_run: Run, mlflow_uri: str, mlflow_template: Path, tmp_path: Path
 ) -> None:
-    with MlflowRecorder("demo", tracking_uri=f"sqlite:///{mlflow_template}") as elsewhere:
+    other = shutil.copy(mlflow_template, tmp_path / "other.db")
+    with MlflowRecorder("demo", tracking_uri=f"sqlite:///{other}") as elsewhere:
         pass
     with MlflowRecorder(parent=made_run.info.run_id) as below:
         pass
