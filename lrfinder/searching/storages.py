@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
+    PendingRollbackError,
     SQLAlchemyError,
 )
 from tenacity import (
@@ -193,6 +194,8 @@ def is_away(error: BaseException | None) -> bool:
     """Whether an error of a storage will pass by itself: no connection, a restart, a lock."""
     if error is None:
         return False
+    if isinstance(error, PendingRollbackError):
+        return True  # the connection was lost inside a transaction, which Optuna has rolled back
     if isinstance(error, (OperationalError, InterfaceError)):
         if error.connection_invalidated:
             return True

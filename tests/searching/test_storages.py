@@ -173,6 +173,8 @@ def away(orig: Any, kind: Any = None) -> bool:
 
 
 def test_what_passes_by_itself_is_told_from_what_does_not() -> None:
+    from sqlalchemy.exc import PendingRollbackError
+
     psycopg2 = pytest.importorskip("psycopg2")
 
     class WithCode(psycopg2.OperationalError):  # a code is set by the server alone
@@ -190,5 +192,8 @@ def test_what_passes_by_itself_is_told_from_what_does_not() -> None:
     assert away(sqlite3.OperationalError("database is locked"))
     assert not away(sqlite3.OperationalError("database or disk is full"))
     assert not away(sqlite3.OperationalError("attempt to write a readonly database"))
+    lost = optuna.exceptions.StorageInternalError("during the commit")
+    lost.__cause__ = PendingRollbackError("reconnect until invalid transaction is rolled back")
+    assert is_away(lost)  # the connection ended inside a transaction
     assert not is_away(ValueError("of something else"))
     assert not is_away(KeyError("no such trial"))
