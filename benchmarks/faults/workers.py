@@ -48,6 +48,19 @@ def waiting_task(pause: float = 0.0, num_epochs: int = 4) -> lrfinder.Task:
     )
 
 
+def quick_range_test(task: lrfinder.Task) -> lrfinder.RangeTest:
+    """A range test of a tiny task, for its searches to begin with."""
+    started = task.start(0, device="cpu")
+    return lrfinder.range_test(
+        started.model,
+        started.optimizer,
+        task.loss_fn,
+        started.train_loader,
+        effort="quick",
+        replicas=1,
+    )
+
+
 def measure(path: Path) -> None:
     """The range test that all studies begin with, in a file; and what a search imports, imported.
 
@@ -58,15 +71,7 @@ def measure(path: Path) -> None:
     if process == 0:
         try:
             task = waiting_task()
-            started = task.start(0, device="cpu")
-            result = lrfinder.range_test(
-                started.model,
-                started.optimizer,
-                task.loss_fn,
-                started.train_loader,
-                effort="quick",
-                replicas=1,
-            )
+            result = quick_range_test(task)
             result.save(path)
             storage = f"sqlite:///{path.with_suffix('.db')}"
             lrfinder.search(task, 14, warm_start=result, storage=storage, device="cpu", confirm=0)

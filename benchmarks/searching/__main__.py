@@ -38,6 +38,9 @@ def main() -> None:
     parser.add_argument("--more", action="store_true", help="go on with the result file's rows")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
+    shown = ("variants", "seeds", "fresh", "tasks")  # what the rows depend on
+    changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
+    command = " ".join(["searching", *(f"--{n} {getattr(options, n)}" for n in changed)])
     torch.set_num_threads(1)
     made = arms()
     if options.variants:
@@ -62,20 +65,6 @@ def main() -> None:
                         for key, value in row.items()))  # fmt: skip
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
             if not options.no_save:
-                given = (
-                    ("variants", None),
-                    ("seeds", 10),
-                    ("fresh", 6),
-                    ("tasks", ",".join(EPOCHS)),
-                )
-                command = " ".join(
-                    ["searching"]
-                    + [
-                        f"--{key} {vars(options)[key]}"
-                        for key, usual in given
-                        if vars(options)[key] != usual
-                    ]
-                )
                 write_result(file, rows, command=command, compact=True, summary=summary(rows))
 
 

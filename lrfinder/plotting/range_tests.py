@@ -144,7 +144,7 @@ def _limit_losses(
 
 
 def _draw_bracket(ax: Axes, bracket: Bracket | None, control: float | None) -> None:
-    if bracket is not None and (not bracket.refused or bracket.status == "bracket_only"):
+    if bracket is not None and bracket.known:
         ax.axvspan(
             bracket.low, bracket.high, color=BRACKET_COLOUR, alpha=0.2, lw=0, label="bracket"
         )

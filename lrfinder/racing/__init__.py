@@ -24,7 +24,7 @@ from lrfinder.racing.candidates import (
     num_alive,
     num_race_steps,
 )
-from lrfinder.racing.landscapes import Landscape, horizon
+from lrfinder.racing.landscapes import Landscape, horizon, lowered
 from lrfinder.racing.standings import Race, Standing
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "holds",
     "horizon",
     "line",
+    "lowered",
     "num_race_steps",
     "race",
     "scores_of",

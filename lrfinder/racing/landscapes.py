@@ -76,6 +76,16 @@ class Landscape:
         return np.array([math.log10(lrs[name]) for name in names])
 
 
+def lowered(lrs: Lrs, decades: float) -> dict[str, float]:
+    """LRs lowered by so many decades: the back-off of `horizon`.
+
+    Example:
+        >>> lowered({"head": 0.5}, 1.0)
+        {'head': 0.05}
+    """
+    return {name: lr * 10**-decades for name, lr in lrs.items()}
+
+
 def horizon(planned_steps: int | None, kind: Kind) -> tuple[float, float]:
     """The number of steps after which the race is read, for a training to come, and a back-off.
 

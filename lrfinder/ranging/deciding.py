@@ -20,6 +20,7 @@ from lrfinder.racing import (
     holds,
     horizon,
     line,
+    lowered,
     num_race_steps,
     race,
 )
@@ -206,24 +207,21 @@ class RangeRun:
         kind: Kind = "equal" if self.one_lr else "joint"
         steps, back_off = horizon(self.planned_steps, kind)
         if self.planned_steps is not None:
-            lowered = f", lowered by {back_off:.2f} decades" if back_off else ""
+            by = f", lowered by {back_off:.2f} decades" if back_off else ""
             self.messages.append(
                 f"For a training of {self.planned_steps:,} steps the LRs are those that are "
-                f"expected to be best after {steps:.0f} steps at a constant LR{lowered}."
+                f"expected to be best after {steps:.0f} steps at a constant LR{by}."
             )
         on_line = [standing for standing in race.standings if standing.kind == "equal"]
         line_landscape = Landscape(on_line, self.tested, race.start)
         line_steps, line_back_off = horizon(self.planned_steps, "equal")
-        control = {
-            name: lr * 10**-line_back_off
-            for name, lr in line_landscape.best(line_steps, seed=self.seed).items()
-        }
+        control = lowered(line_landscape.best(line_steps, seed=self.seed), line_back_off)
         lrs, evidence = control, None
         if not self.one_lr:
             landscape = Landscape(race.standings, self.tested, race.start)
             raced = landscape.best(steps, seed=self.seed)
             if holds(self.engine, raced | self.held, race):
-                lrs = {name: lr * 10**-back_off for name, lr in raced.items()}
+                lrs = lowered(raced, back_off)
                 # Both as the race tells them: of what comes later it shows nothing.
                 single = line_landscape.best(steps, seed=self.seed)
                 share, error = landscape.advantage(raced, single, steps)

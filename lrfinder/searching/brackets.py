@@ -46,8 +46,7 @@ def suggest_lrs(trial: BaseTrial, result: RangeTest, *, prefix: str = "lr/") -> 
     """
     brackets = result.suggestion.brackets
     for name, bracket in brackets.items():
-        known = bracket.status in ("ok", "noisy", "bracket_only")
-        if not known or not 0 < bracket.low < bracket.high < math.inf:
+        if not bracket.known or not 0 < bracket.low < bracket.high < math.inf:
             raise RefusedSuggestion(
                 f"Each group must have a bracket to search in, but group {name!r} has none "
                 f"({bracket.status}): {bracket.message} Test again with `groups` that leaves it out."

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.searching.arguments import Settings
@@ -79,24 +80,24 @@ def confirmed(study: optuna.Study) -> tuple[Confirmed, ...]:
         for row in rows.values()
         if row["values"]
     ]
-    sign = -1 if first_direction(study) == "MAXIMIZE" else 1
+    sign = _sign(study)
     return tuple(sorted(items, key=lambda item: (-len(item.values), sign * item.mean)))
 
 
-def first_direction(study: optuna.Study) -> str:
-    """MINIMIZE or MAXIMIZE, of the first objective."""
-    return study.directions[0].name
+def _sign(study: optuna.Study) -> int:
+    """By which the first objective is multiplied to be minimised."""
+    return -1 if study.directions[0] is StudyDirection.MAXIMIZE else 1
 
 
 def best_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Completed trials, the best of the first objective first."""
     done = [t for t in study.get_trials(deepcopy=False) if t.state is TrialState.COMPLETE]
-    sign = -1 if first_direction(study) == "MAXIMIZE" else 1
+    sign = _sign(study)
     return sorted(done, key=lambda trial: sign * trial.values[0])
 
 
 def most_trials(confirm: int | None, num_done: int) -> int:
-    """How many trials are trained again: a quarter of an eighth by default, none of a short search."""
+    """How many trials are trained again: by default an eighth, `MOST` at most, and none of a short search."""
     if confirm is not None:
         return confirm
     return 0 if num_done < FEWEST_TRIALS else min(MOST, num_done // 8)
@@ -125,7 +126,8 @@ class Confirmation:
         self.study, self.recipe, self.settings = study, recipe, settings
         self.recorder, self.on_training = recorder, on_training
         self.rows: dict[str, dict[str, Any]] = {}
-        self.worst = -math.inf if first_direction(study) == "MAXIMIZE" else math.inf
+        self._sign = _sign(study)
+        self.worst = self._sign * math.inf
 
     def run(self, top: int) -> None:
         """Race the best `top` trials on new seeds, and note it in the study."""
@@ -141,8 +143,7 @@ class Confirmation:
                 self._train(trial, seeds)
                 done += size
                 self.on_training(done, total)
-            sign = -1 if self.worst < 0 else 1
-            alive.sort(key=lambda trial: sign * self._mean(trial))
+            alive.sort(key=lambda trial: self._sign * self._mean(trial))
             if number + 1 < len(ROUNDS):
                 alive = alive[: max(1, len(alive) // 2)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 
-from lrfinder.racing import JOINT_BOX, horizon
+from lrfinder.racing import JOINT_BOX, horizon, lowered
 from lrfinder.ranging import RangeTest
 from lrfinder.searching.proposals import DECAYS, Decay, Interval, UserHparams, checked_hparams
 from lrfinder.searching.spaces import Space
@@ -18,7 +18,6 @@ from lrfinder.suggestions.curves import combined
 
 Point = dict[str, float]
 
-USABLE = ("ok", "noisy", "bracket_only")
 RUNNERS_UP = 1  # candidates of the race that are trained to the end
 APART = 0.1  # decades in some group, by which a first trial must differ from those before
 
@@ -39,7 +38,7 @@ def box_of(result: RangeTest, group_names: Sequence[str]) -> dict[str, Interval 
     low, high = (reading.minimum * 10**end for end in JOINT_BOX)
     return {
         name: (low * ratios[name], high * ratios[name])
-        if result.suggestion.brackets[name].status in USABLE
+        if result.suggestion.brackets[name].known
         else None
         for name in group_names
     }
@@ -60,9 +59,9 @@ def first_points(result: RangeTest) -> list[Point]:
     raced = [s for s in result.standings or () if s.kind == "joint" and not s.diverged]
     tested = set(suggestion.lrs)
     for standing in raced[:RUNNERS_UP]:
-        lowered = {name: lr * 10**-back_off for name, lr in standing.lrs.items() if name in tested}
-        if lowered:
-            points.append(lowered)
+        point = {name: lr for name, lr in standing.lrs.items() if name in tested}
+        if point:
+            points.append(lowered(point, back_off))
     distinct: list[Point] = []
     for point in points:
         if all(_are_apart(point, other) for other in distinct):

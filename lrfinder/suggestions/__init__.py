@@ -44,6 +44,11 @@ class Bracket:
         """Whether there is no suggested LR."""
         return self.suggested is None
 
+    @property
+    def known(self) -> bool:
+        """Whether `low` and `high` were read off its ramps, with a suggested LR between them or without."""
+        return self.status in ("ok", "noisy", "bracket_only")
+
 
 @dataclass(frozen=True)
 class Evidence:
