@@ -60,8 +60,8 @@ def race(
     """Train every candidate, drop the worse at each rung, and rank them.
 
     Of those in the box a half goes on after 15 steps, a quarter after 30 and an eighth after 60, to
-    120; of those on the line 6, 4 and 3 in 10, so that the best single LR is known too. A loss
-    that is not finite ends its candidate.
+    120; of those on the line 6, 4 and 3 in 10, so that the best single LR is known too, and all of
+    them where there is no box. A loss that is not finite ends its candidate.
 
     Args:
         engine: What trains them: all from one start, those of an order on the same batches.
@@ -96,7 +96,7 @@ def race(
         if rung != RUNGS[-1]:
             for kind in kinds:
                 of_kind = [number for number in ranked if candidates[number].kind == kind]
-                kept += of_kind[: num_alive(kind, counts[kind], rung_number + 1)]
+                kept += of_kind[: num_alive(kind, counts, rung_number + 1)]
         engine.release(plan for number in alive if number not in kept for plan in plans[number])
         alive, taken = kept, rung
     standings = [

@@ -93,15 +93,25 @@ def box(
 def num_race_steps(num_line: int, num_box: int, num_orders: int) -> int:
     """Optimizer steps of a race in which none diverges."""
     steps, taken = 0, 0
+    counts: dict[Kind, int] = {"equal": num_line, "joint": num_box}
     for number, rung in enumerate(RUNGS):
-        alive = num_alive("equal", num_line, number) + num_alive("joint", num_box, number)
-        steps += alive * (rung - taken)
+        steps += sum(num_alive(kind, counts, number) for kind in counts) * (rung - taken)
         taken = rung
     return steps * num_orders
 
 
-def num_alive(kind: Kind, count: int, number: int) -> int:
-    """How many of `count` candidates run up to rung `number`."""
-    if number == 0:
+def num_alive(kind: Kind, counts: Mapping[Kind, int], number: int) -> int:
+    """How many candidates of a kind run up to rung `number`.
+
+    On a line alone all do: they are few, each tells of its neighbours too, and where most are
+    dropped, what is left says less of where the middle of a flat valley is.
+
+    Args:
+        kind: Of which.
+        counts: Kind -> how many begin.
+        number: Of the rung.
+    """
+    count = counts[kind]
+    if number == 0 or not counts["joint"]:
         return count
     return min(count, max(round(count * KEPT[kind][number - 1]), KEPT_AT_LEAST))

@@ -15,6 +15,10 @@ from lrfinder.suggestions.surrogates import Surrogate
 
 NEAR = 8  # candidates around which the landscape is looked at
 
+# Of the minimum. A line is known all along it, so the middle of its valley is steadier than its
+# lowest place; of a box, the edges are known too little.
+SOFTNESS = {"equal": 0.6, "joint": 0.3}
+
 # A training of T steps is best served by what is best after c sqrt(T) steps at a constant LR: it has
 # time for lower LRs, and its schedule forgives higher ones. Several LRs at once have more ways to be
 # fast early, so they are read earlier than one.
@@ -59,7 +63,10 @@ class Landscape:
         before_last = [one for one in self._standings if len(one.scores) >= len(RUNGS) - 1]
         near = (before_last or list(self._standings))[:NEAR]
         point = self._surrogate.best(
-            steps, np.array([self._point(s.lrs) for s in near]), seed=seed
+            steps,
+            np.array([self._point(s.lrs) for s in near]),
+            softness=SOFTNESS["equal" if self._line else "joint"],
+            seed=seed,
         )
         if not self._line:
             return dict(zip(self._groups, (10**point).tolist(), strict=True))

@@ -76,8 +76,8 @@ def range_test(
             test, the ratios of the optimizer's LRs are kept: the LR finder that everyone knows. Or
             the names of the groups to test; the others keep their LR throughout.
         effort: "brackets": ramps only, and no suggestion for more than one group. "quick",
-            "standard" or "thorough": and a race, of 1,110, 1,365 or 4,620 steps (510 where there
-            is one LR, and twice as many with "thorough"), however many groups there are.
+            "standard" or "thorough": and a race, of 1,110, 1,365 or 4,620 steps (1,080
+            where there is one LR, and twice as many with "thorough"), however many groups there are.
         planned_steps: Optimizer steps of the training to come: a longer one is served by lower LRs,
             and how much lower is read from the race as far as it goes, and is a stated back-off
             beyond (`lrfinder.racing.horizon`).

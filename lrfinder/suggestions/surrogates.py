@@ -18,7 +18,6 @@ Points = NDArray[np.float64]
 
 LENGTH_SCALES = (0.3, 3.0)  # decades, of an LR and of the number of steps
 NOISES = (1e-3, 0.5)  # variance of the noise as a share of the variance of what was measured
-SOFTNESS = 0.3  # of the minimum, in standard deviations of the landscape
 CAUTION = 0.5  # standard errors by which a place is taken for worse than it is expected to be
 NUM_POINTS = 2000  # at which the landscape is looked at
 MARGIN = 0.2  # decades around the best candidates within which it is looked at
@@ -59,10 +58,12 @@ class Surrogate:
             warnings.simplefilter("ignore", ConvergenceWarning)
             self._process.fit(inputs, np.sqrt(gaps))
 
-    def best(self, steps: float, near: Points, *, seed: int = 0) -> NDArray[np.float64]:
+    def best(
+        self, steps: float, near: Points, *, softness: float, seed: int = 0
+    ) -> NDArray[np.float64]:
         """The log10 LRs, shape (G,), that are expected to be best after `steps`.
 
-        Law: sum_i w_i x_i / sum_i w_i with w_i = exp(-(v_i - min v) / (0.3 sd(v))), where v is the
+        Law: sum_i w_i x_i / sum_i w_i with w_i = exp(-(v_i - min v) / (softness sd(v))), where v is the
         expected y and half its standard error, over points x_i that cover the box which `near`
         spans, and 0.2 decades more on each side: a soft minimum, which lies in the middle of a flat
         valley and keeps away from where little is known.
@@ -70,6 +71,7 @@ class Surrogate:
         Args:
             steps: > 0; more than were measured is an extrapolation.
             near: log10 LRs of good candidates, shape (M, G).
+            softness: Of the minimum, in standard deviations of the landscape there, > 0.
             seed: Of the points.
         """
         low, high = near.min(axis=0) - MARGIN, near.max(axis=0) + MARGIN
@@ -77,7 +79,7 @@ class Surrogate:
         points = np.concatenate([spread, near])
         mean, error = self._process.predict(self._inputs(points, steps), return_std=True)
         values = mean + CAUTION * error
-        weights = np.exp(-(values - values.min()) / (SOFTNESS * values.std() + 1e-12))
+        weights = np.exp(-(values - values.min()) / (softness * values.std() + 1e-12))
         return np.asarray(weights @ points / weights.sum(), dtype=np.float64)
 
     def advantage(self, first: Points, second: Points, steps: float) -> tuple[float, float]:

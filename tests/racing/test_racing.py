@@ -82,6 +82,14 @@ def test_rungs_keep_the_better_and_the_line() -> None:
     assert runner.courses.state_bytes == 0
 
 
+def test_on_a_line_alone_all_go_on() -> None:
+    runner = engine(a=1.0)
+    lrs = (1.9, 0.5, 0.1, 0.01, 0.001, 1e-4)
+    result = race(runner, [Candidate("equal", {"a": lr}) for lr in lrs], num_orders=1)
+    assert [standing.rung for standing in result.standings] == [RUNGS[-1]] * 6
+    assert runner.steps == num_race_steps(6, 0, 1) == 6 * 120
+
+
 def test_candidates_that_diverge_are_told_and_come_last() -> None:
     runner = engine(a=1.0)
     candidates = [Candidate("joint", {"a": lr}) for lr in (1e9, 1.0, 0.5, 0.2)]
@@ -136,8 +144,8 @@ def test_what_was_not_raced_must_hold_its_own() -> None:
 
 
 def test_cost_is_known_before() -> None:
+    assert num_race_steps(9, 0, 1) == 9 * 120  # on a line alone none is dropped
     on_line = 9 * 15 + 5 * 15 + 4 * 30 + 3 * 60
-    assert num_race_steps(9, 0, 1) == on_line == 510
     in_box = 22 * 15 + 11 * 15 + 6 * 30 + 3 * 60
     assert num_race_steps(9, 22, 1) == on_line + in_box == 1365
     assert num_race_steps(9, 22, 2) == 2 * 1365
