@@ -15,9 +15,11 @@ from lrfinder.suggestions.surrogates import Surrogate
 
 NEAR = 8  # candidates around which the landscape is looked at
 
-# Of the minimum. A line is known all along it, so the middle of its valley is steadier than its
-# lowest place; of a box, the edges are known too little.
-SOFTNESS = {"equal": 0.6, "joint": 0.3}
+# Softness of the minimum. A line is known all along it, and the middle of its valley is steadier than
+# its lowest place. In a box the lowest place is the less to be trusted the more LRs there are.
+SOFTNESS_OF_LINE = 0.6
+SOFTNESS_OF_TWO = 0.2
+SOFTNESS_OF_MORE = 0.6
 
 # A training of T steps is best served by what is best after c sqrt(T) steps at a constant LR: it has
 # time for lower LRs, and its schedule forgives higher ones. Several LRs at once have more ways to be
@@ -65,7 +67,7 @@ class Landscape:
         point = self._surrogate.best(
             steps,
             np.array([self._point(s.lrs) for s in near]),
-            softness=SOFTNESS["equal" if self._line else "joint"],
+            softness=self._softness,
             seed=seed,
         )
         if not self._line:
@@ -73,6 +75,12 @@ class Landscape:
         lrs = self._standings[0].lrs
         factor = 10 ** float(point[0] - self._point(lrs)[0])
         return {name: lrs[name] * factor for name in self._groups}
+
+    @property
+    def _softness(self) -> float:
+        if self._line:
+            return SOFTNESS_OF_LINE
+        return SOFTNESS_OF_TWO if len(self._groups) == 2 else SOFTNESS_OF_MORE
 
     def advantage(self, first: Lrs, second: Lrs, steps: float) -> tuple[float, float]:
         """As `Surrogate.advantage`."""

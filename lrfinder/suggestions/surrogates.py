@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
 
-LENGTH_SCALES = (0.3, 3.0)  # decades, of an LR and of the number of steps
-NOISES = (1e-3, 0.5)  # variance of the noise as a share of the variance of what was measured
+LENGTH_SCALES = (1.0, 5.0)  # decades, of an LR and of the number of steps
+NOISES = (0.02, 0.5)  # variance of the noise as a share of the variance of what was measured
 CAUTION = 0.5  # standard errors by which a place is taken for worse than it is expected to be
 NUM_POINTS = 2000  # at which the landscape is looked at
 MARGIN = 0.2  # decades around the best candidates within which it is looked at
