@@ -187,6 +187,12 @@ class Trace:
         label = f"{self.name!r}, " if self.name else ""
         return f"Trace({label}groups={list(self.group_names)}, steps={len(self)}, status={self.status!r})"
 
+    def _repr_html_(self) -> str:
+        """First and last values, and the curves, as a notebook shows them; nothing outside is referred to."""
+        from lrfinder.plotting.traces import trace_html
+
+        return trace_html(self)
+
     # -- JSON
     # ---------------------------------------------------------------------------------------------------
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrfinder.plotting.canvas import SMALL, STYLES, colour, new_axes, scale_lrs, two_axes
+from lrfinder.rendering.figures import figure_svg, themed
+from lrfinder.rendering.fragments import html_fragment
+from lrfinder.rendering.tables import Column, Row, Table, format_number
 from lrfinder.schedules import Spec, lr_table
 from lrfinder.suggestions.curves import smoothed
 from lrfinder.traces import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # -- schedules ------------------------------------------------------------------------------------
 
@@ -107,6 +111,29 @@ def plot_traces(
         ax.tick_params(labelsize=SMALL - 1)
         ax.legend(fontsize=SMALL - 1)
     return pair
+
+
+def trace_html(trace: Trace) -> str:
+    """A trace as a notebook shows it: what it began and ended with, and its curves where it has steps."""
+    columns = {f"lr/{name}": values for name, values in trace.lrs.items()}
+    columns["train/loss"] = trace.losses
+    columns |= {name: values for name, (_, values) in trace.metrics.items()}
+    rows = [
+        Row((name, *(format_number(float(v)) for v in (values[0], values[-1]))))
+        for name, values in columns.items()
+        if len(values)
+    ]
+    heads = (Column(trace.name), Column("first", number=True), Column("last", number=True))
+    svgs = []
+    if len(trace):
+        with themed():
+            above, _ = plot_traces({trace.name or "trace": trace})
+        svgs = [figure_svg(cast("Figure", above.figure))]
+    return html_fragment(
+        tables=[Table(heads, tuple(rows))] if rows else (),
+        texts=[f"{len(trace)} steps, {trace.status}. {trace.message}".rstrip()],
+        svgs=svgs,
+    )
 
 
 def _draw_losses(ax: Axes, traces: Sequence[Trace], label: str, shade: str) -> None:

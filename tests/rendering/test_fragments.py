@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 from xml.etree import ElementTree
 
@@ -88,3 +89,32 @@ def test_comparisons_and_reports_show_themselves(kind: str) -> None:
     text = "".join(page.itertext())
     assert "found is better than one" in text
     assert len(list(page.iter("{http://www.w3.org/2000/svg}svg"))) == 1
+
+
+def test_a_trace_shows_what_it_began_and_ended_with_and_its_curves() -> None:
+    trace = lrfinder.Trace(["body", "<head>"], name="a & b")
+    for step in range(5):
+        trace.append([0.1, 1.0 / (step + 1)], 5.0 - step)
+    trace.add_metric("val/loss", 4, 0.75)
+    trace.set_status("stopped", "It was < 2.")
+    page = check_self_contained(trace._repr_html_())
+    cells = [cell.text for cell in page.iter("td")]
+    assert cells == [
+        *("lr/body", "0.1", "0.1", "lr/<head>", "1", "0.2"),
+        *("train/loss", "5", "1", "val/loss", "0.75", "0.75"),
+    ]
+    assert "5 steps, stopped. It was < 2." in "".join(page.itertext())
+    assert len(list(page.iter("{http://www.w3.org/2000/svg}svg"))) == 1
+
+
+@pytest.mark.parametrize("losses", [[], [math.nan], [1.0, math.inf]])
+def test_a_trace_without_steps_or_with_losses_that_are_not_finite_shows_itself(
+    losses: list[float],
+) -> None:
+    trace = lrfinder.Trace(["all"])
+    for loss in losses:
+        trace.append([0.1], loss)
+    page = check_self_contained(trace._repr_html_())
+    assert f"{len(losses)} steps, running." in "".join(page.itertext())
+    drawn = list(page.iter("{http://www.w3.org/2000/svg}svg"))
+    assert len(drawn) == (1 if losses else 0)
