@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,6 @@ from lrfinder.traces import Trace
 BracketStatus = Literal[
     "ok", "flat", "monotone", "edge", "noisy", "diverged", "too_short", "bracket_only"
 ]
-BRACKET_STATUSES: tuple[str, ...] = get_args(BracketStatus)
 
 # Weight of the past where LRs rise by 0.06 decades a step, as in 100 steps over 6 decades. Steeper
 # ramps are smoothed over as many decades, so over fewer steps, but never over less than a few.

@@ -21,11 +21,6 @@ def ui_address(tracking_uri: str) -> str:
     return tracking_uri.rstrip("/") if is_server else LOCAL_UI
 
 
-def run_page(address: str, experiment_id: str, run_id: str) -> str:
-    """One run."""
-    return f"{address}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
 def chart_page(address: str, experiment_id: str, filter_: str = "") -> str:
     """The charts of an experiment's runs side by side, of those that meet a search expression."""
     found = f"&searchFilter={quote(filter_, safe='')}" if filter_ else ""
