@@ -8,7 +8,7 @@ import typer
 
 import lrfinder
 from lrfinder.commands import options, running
-from lrfinder.commands.running import command, console, stages, ui_hint
+from lrfinder.commands.running import command, console, ui_hint
 
 
 @command
@@ -47,24 +47,23 @@ def range_test(
             {"task": task, "data": data, "effort": effort, "seed": seed, "num_steps": num_steps}
         )
         started = made.start(seed, device=device)
-        with stages() as show:
-            result = lrfinder.range_test(
-                started.model,
-                started.optimizer,
-                made.loss_fn,
-                started.train_loader,
-                start_lr=start_lr,
-                end_lr=end_lr,
-                num_steps=num_steps,
-                groups=options.read_groups(groups),
-                replicas=replicas,
-                effort=effort,
-                planned_steps=lrfinder.planned_steps(started, made.num_epochs, made.options),
-                engine=engine,
-                seed=seed,
-                options=made.options,
-                progress=show,
-            )
+        result = lrfinder.range_test(
+            started.model,
+            started.optimizer,
+            made.loss_fn,
+            started.train_loader,
+            start_lr=start_lr,
+            end_lr=end_lr,
+            num_steps=num_steps,
+            groups=options.read_groups(groups),
+            replicas=replicas,
+            effort=effort,
+            planned_steps=lrfinder.planned_steps(started, made.num_epochs, made.options),
+            engine=engine,
+            seed=seed,
+            options=made.options,
+            progress=lrfinder.is_main(),
+        )
         report = lrfinder.make_report(f"Range test: {made.name}", result=result)
         record_range_test(recorder, result)
         recorder.log_text(lrfinder.report_html(report), "report.html")

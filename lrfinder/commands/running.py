@@ -9,13 +9,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
 
 import lrfinder
 
@@ -105,42 +106,17 @@ def _sigterm_raised() -> Iterator[None]:
 @contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar; call what it gives after each part. Nothing without a terminal."""
-    with _bar() as bar:
-        task = bar.add_task(title, total=total, note="")
+    hidden = None if lrfinder.is_main() else True  # tqdm's None: where there is no terminal
+    with (
+        tqdm(desc=title, total=total, leave=False, disable=hidden) as bar,
+        redirect_stdout(DummyTqdmFile(sys.stdout)),  # what is printed comes above the bar
+    ):
 
         def advance(note: str = "") -> None:
-            bar.update(task, advance=1, note=note)
+            bar.set_postfix_str(note, refresh=False)
+            bar.update()
 
         yield advance
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for work that tells its stage, the steps taken and the most there will be."""
-    with _bar() as bar:
-        task = bar.add_task("", total=None, note="")
-
-        def show(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        yield show
-
-
-def _bar() -> Progress:
-    stderr = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(
-        *columns,
-        console=stderr,
-        transient=True,
-        disable=not (stderr.is_terminal and lrfinder.is_main()),
-    )
 
 
 def ui_hint(recorder: Any) -> str:

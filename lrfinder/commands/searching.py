@@ -8,7 +8,7 @@ import typer
 
 import lrfinder
 from lrfinder.commands import options
-from lrfinder.commands.running import command, console, stages, ui_hint
+from lrfinder.commands.running import command, console, ui_hint
 
 
 @command
@@ -84,29 +84,28 @@ def search(
     screen = console()
     with lrfinder.MlflowRecorder(run_name=f"search {made.name}") as recorder:
         recorder.log_params({"task": task, "data": data, "n_trials": n_trials, "seed": seed})
-        with stages() as show:
-            study = lrfinder.search(
-                made,
-                n_trials,
-                n_steps=n_steps,
-                timeout=timeout,
-                confirm=confirm,
-                schedule=options.read_names(schedule),
-                gamma=gamma,
-                warm_up=warm_up,
-                metric=options.read_names(metric),
-                direction=options.read_names(direction),
-                storage=storage,
-                study_name=study_name,
-                sampler=sampler,
-                pruner=pruner,
-                recorder=recorder,
-                engine=engine,
-                seed=seed,
-                num_epochs=num_epochs,
-                device=device,
-                progress=show,
-            )
+        study = lrfinder.search(
+            made,
+            n_trials,
+            n_steps=n_steps,
+            timeout=timeout,
+            confirm=confirm,
+            schedule=options.read_names(schedule),
+            gamma=gamma,
+            warm_up=warm_up,
+            metric=options.read_names(metric),
+            direction=options.read_names(direction),
+            storage=storage,
+            study_name=study_name,
+            sampler=sampler,
+            pruner=pruner,
+            recorder=recorder,
+            engine=engine,
+            seed=seed,
+            num_epochs=num_epochs,
+            device=device,
+            progress=lrfinder.is_main(),
+        )
         report = lrfinder.make_report(f"Search: {made.name}", study=study)
         for table in lrfinder.report_tables(report):
             screen.print(table)

@@ -13,7 +13,7 @@ import typer
 import lrfinder
 from lrfinder.commands import options
 from lrfinder.commands.range_testing import record_range_test
-from lrfinder.commands.running import command, console, progress, stages, ui_hint
+from lrfinder.commands.running import command, console, progress, ui_hint
 
 if TYPE_CHECKING:
     import optuna
@@ -105,7 +105,7 @@ class _Plan:
     def test_ranges(self, recorder: lrfinder.MlflowRecorder) -> lrfinder.RangeTest:
         began = time.monotonic()
         started = self.task.start(self.seed, device=self.device)
-        with recorder.child("range test") as child, stages() as show:
+        with recorder.child("range test") as child:
             result = lrfinder.range_test(
                 started.model,
                 started.optimizer,
@@ -114,7 +114,7 @@ class _Plan:
                 planned_steps=lrfinder.planned_steps(started, self.num_epochs, self.task.options),
                 seed=self.seed,
                 options=self.task.options,
-                progress=show,
+                progress=lrfinder.is_main(),
             )
             record_range_test(child, result)
         self._spent("range test", result.cost.steps, began)
@@ -129,18 +129,17 @@ class _Plan:
         schedule: str,
     ) -> optuna.Study:
         began = time.monotonic()
-        with stages() as show:
-            study = lrfinder.search(
-                self.task,
-                n_trials,
-                schedule=options.read_names(schedule),
-                warm_start=result,
-                recorder=recorder,
-                seed=self.seed,
-                num_epochs=self.num_epochs,
-                device=self.device,
-                progress=show,
-            )
+        study = lrfinder.search(
+            self.task,
+            n_trials,
+            schedule=options.read_names(schedule),
+            warm_start=result,
+            recorder=recorder,
+            seed=self.seed,
+            num_epochs=self.num_epochs,
+            device=self.device,
+            progress=lrfinder.is_main(),
+        )
         done = [trial for trial in study.trials if trial.state.is_finished()]
         steps = sum(trial.user_attrs.get("steps", 0) for trial in done)
         self._spent(f"search, {len(done)} trials", steps, began)

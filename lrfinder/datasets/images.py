@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lrfinder.datasets.caching import cached_arrays
+from lrfinder.progressing import progress_bar
 
 Bytes = npt.NDArray[np.uint8]
 Pair = tuple[Tensor, Tensor]
@@ -198,7 +197,7 @@ def _decode(listing: _Listing, shape: tuple[int, int] | None) -> dict[str, npt.N
     pixels: Bytes = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
     problems: list[str] = []
 
-    def decode_chunk(start: int) -> tuple[int, list[str]]:
+    def decode_chunk(start: int) -> list[str]:
         found = []
         chunk = files[start : start + _CHUNK]
         for row, file in enumerate(chunk, start):
@@ -212,15 +211,16 @@ def _decode(listing: _Listing, shape: tuple[int, int] | None) -> dict[str, npt.N
                 )
             else:
                 pixels[row] = image.transpose(2, 0, 1)
-        return len(chunk), found
+        return found
 
     # PIL gives the interpreter lock back while it decodes, so threads are enough.
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        with _progress(len(files)) as advance:
-            for done, found in pool.map(decode_chunk, range(0, len(files), _CHUNK)):
+        with progress_bar() as show:
+            decoded = pool.map(decode_chunk, range(0, len(files), _CHUNK))
+            for number, found in enumerate(decoded, 1):
                 problems.extend(found)
-                advance(done)
+                show("decoding images", min(number * _CHUNK, len(files)), len(files))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for all files
     if problems:
@@ -244,20 +244,6 @@ def _try_to_read(path: Path, shape: tuple[int, int] | None) -> Bytes | str:
         return np.asarray(image)
     except Exception as error:  # for bad files: OSError, SyntaxError, struct.error, ...
         return str(error).replace(f" {str(path)!r}", "") or type(error).__name__
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("Decoding images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.advance(task, done)
 
 
 def _channel_statistics(images: Tensor) -> Pair:
