@@ -9,6 +9,7 @@ from lrfinder.distributing import is_main, process_group, spread
 from lrfinder.groups import (
     group_names,
     learning_rates,
+    lr_groups,
     param_groups,
     scale_learning_rate,
     set_learning_rate,
@@ -161,6 +162,7 @@ __all__ = [
     "learning_rates",
     "link_environment",
     "load_task",
+    "lr_groups",
     "lr_table",
     "make_report",
     "param_groups",

@@ -46,9 +46,21 @@ def param_group_names(optimizer: torch.optim.Optimizer) -> list[str]:
 def lr_groups(optimizer: torch.optim.Optimizer) -> list[str]:
     """The group that each param group's learning rate belongs to: its "lr_group", else its own name.
 
+    One name for each entry of `optimizer.param_groups`, where `group_names` has each name once.
+
     Raises:
         TypeError: If it is no optimizer.
         ValueError: If the optimizer has no parameters, or a name is no string or taken.
+
+    Example:
+        >>> weight, bias, head = (torch.zeros(2, requires_grad=True) for _ in range(3))
+        >>> groups = [
+        ...     {"params": [weight], "name": "decay", "lr_group": "body", "weight_decay": 0.1},
+        ...     {"params": [bias], "name": "no decay", "lr_group": "body"},
+        ...     {"params": [head], "name": "head"},
+        ... ]
+        >>> lr_groups(torch.optim.SGD(groups, lr=0.1))
+        ['body', 'body', 'head']
     """
     names = param_group_names(optimizer)
     owners = [g.get("lr_group", n) for n, g in zip(names, optimizer.param_groups, strict=True)]

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+import lrfinder
+
 
 @contextmanager
 def at_base_lrs(optimizer: torch.optim.Optimizer) -> Iterator[None]:
@@ -27,7 +29,7 @@ def at_base_lrs(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 def rebase(trainer: Trainer, optimizer: torch.optim.Optimizer, lrs: Mapping[str, float]) -> None:
     """Let groups, and the schedules at work on them, start from these LRs, or peak at them."""
     groups = optimizer.param_groups
-    names = [g.get("lr_group", g.get("name", f"group_{i}")) for i, g in enumerate(groups)]
+    names = lrfinder.lr_groups(optimizer)
     before = [float(g.get("max_lr", g.get("initial_lr", g["lr"]))) for g in groups]
     # Those that were refused keep theirs.
     after = [lrs.get(name, old) for name, old in zip(names, before, strict=True)]
