@@ -22,7 +22,7 @@ from lrfinder.schedules import Spec
 from lrfinder.stepping import Replica, Steps
 from lrfinder.tasks import Task, planned_steps, resolve_device
 from lrfinder.traces import Trace
-from lrfinder.training import OnEpoch, StepRecorder, Training
+from lrfinder.training.epochs import OnEpoch, StepRecorder, Training
 
 Record = Callable[[int], AbstractContextManager[StepRecorder]]
 OnTraining = Callable[[int, Trace], None]
@@ -130,8 +130,8 @@ def make_job(
 
     def made(recorder: StepRecorder | None) -> Training:
         return Training(
-            replica,
-            started.train_loader,
+            replica=replica,
+            loader=started.train_loader,
             num_epochs=epochs,
             scheduler=schedule,
             val_loader=started.val_loader,

@@ -1,0 +1,259 @@
+"""Epochs: a training as a coroutine: its steps, what is measured and recorded after them, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lrfinder.datasets.fingerprints import data_facts
+from lrfinder.distributing import is_main, spread
+from lrfinder.groups import learning_rates
+from lrfinder.schedules import ScheduleDriver, Spec, drive
+from lrfinder.stepping import OnStep, Replica, Steps, evaluate
+from lrfinder.tasks import Batch, Loader, seed_everything
+from lrfinder.traces import Status, Trace
+from lrfinder.training.runs import Run
+
+OnEpoch = Callable[[int, Mapping[str, float], Trace], None]
+Metrics = Mapping[str, Callable[[nn.Module, Batch], Tensor]]
+
+
+class StepRecorder(Protocol):
+    """What a training needs of a recorder; `lrfinder.MlflowRecorder` and `lrfinder.NullRecorder` have it."""
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def log_step(  # noqa: D102
+        self, step: int, loss: Tensor | float, optimizer: torch.optim.Optimizer, **metrics: Any
+    ) -> None: ...
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...  # noqa: D102
+    def log_trace(self, trace: Trace, name: str = ...) -> None: ...  # noqa: D102
+    def set_tags(self, tags: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def log_dataset(  # noqa: D102
+        self,
+        name: str,
+        *,
+        digest: str,
+        profile: Mapping[str, Any] | None = ...,
+        context: str = ...,
+    ) -> None: ...
+
+
+class StopTraining(Exception):  # noqa: N818 - a request, as StopIteration is one, and no error
+    """Raised by `on_epoch` to end a training; it is a result, and `train` returns its trace.
+
+    Args:
+        message: Why, in words.
+        status: The status of the trace: "stopped" or "pruned".
+    """
+
+    def __init__(
+        self, message: str = "", *, status: Literal["stopped", "pruned"] = "stopped"
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status: Status = status
+
+
+@dataclass(kw_only=True, eq=False)
+class Training:
+    """A training as a coroutine, which asks for its steps; `train` drives it alone.
+
+    Args:
+        replica: Who takes the steps. All else is as in `train`.
+    """
+
+    replica: Replica
+    loader: Loader
+    num_epochs: int
+    scheduler: Spec | torch.optim.lr_scheduler.LRScheduler | None = None
+    val_loader: Loader | None = None
+    metrics: Metrics | None = None
+    recorder: StepRecorder | None = None
+    checkpoint: str | Path | None = None
+    checkpoint_every: int | None = None
+    monitor: str = "val/loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    patience: int | None = None
+    seed: int | None = None
+    on_step: OnStep | None = None
+    on_epoch: OnEpoch | None = None
+    verbose: bool = True
+
+    def __post_init__(self) -> None:
+        self._check()
+        driver = drive(self.replica.optimizer, self.scheduler)
+        if driver.needs_metric and self.val_loader is None:
+            raise ValueError(
+                "A ReduceLROnPlateau schedule needs a `val_loader`, but got val_loader=None."
+            )
+        path = None if self.checkpoint is None else Path(self.checkpoint)
+        self.loader = spread(self.loader)
+        self.run = Run(self.replica, driver, self.loader, path=path)
+        if not is_main():
+            self.recorder, self.verbose = None, False
+
+    def _check(self) -> None:
+        for name in ("num_epochs", "checkpoint_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name} >= 1` must hold, but got {name}={value}.")
+        if self.direction not in ("minimize", "maximize"):
+            raise ValueError(
+                f"`direction` must be 'minimize' or 'maximize', but got {self.direction!r}."
+            )
+        if self.patience is not None and self.val_loader is None:
+            raise ValueError("`patience` needs a `val_loader`, but got val_loader=None.")
+        if self.checkpoint_every is not None and self.checkpoint is None:
+            raise ValueError(
+                "`checkpoint_every` needs a `checkpoint` path, but got checkpoint=None."
+            )
+
+    @property
+    def trace(self) -> Trace:
+        """What happened so far."""
+        return self.run.trace
+
+    def steps(self) -> Steps:
+        """Ask for the steps of all epochs, as `Replica.steps` does; see `train`."""
+        recorder = self.recorder
+        self._begin()
+        try:
+            yield from self._epochs()
+            if self.trace.status == "running":
+                self.trace.set_status("completed")
+        except StopTraining as stop:
+            self.trace.set_status(stop.status, stop.message)
+        except BaseException as error:
+            self.trace.set_status(
+                "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+                f"{type(error).__name__}: {error}",
+            )
+            raise
+        finally:
+            if recorder is not None:
+                trace = self.trace
+                recorder.set_tags(
+                    {"lrfinder.status": trace.status, "lrfinder.message": trace.message}
+                )
+                recorder.log_trace(trace)
+
+    def _begin(self) -> None:
+        run, recorder = self.run, self.recorder
+        if not self.replica.model.training:
+            self.replica.model.train()
+        resumed = run.resume()
+        if not resumed and self.seed is not None:
+            seed_everything(self.seed)
+        if recorder is not None:
+            recorder.log_params(_hparams(self.replica, run.driver, self.num_epochs, self.seed))
+            recorder.log_dataset(**data_facts(self.loader))
+            if self.val_loader is not None:
+                recorder.log_dataset(**data_facts(self.val_loader), context="validation")
+            if resumed:
+                recorder.set_tags({"lrfinder.resumed_at_step": len(run.trace)})
+
+    def _epochs(self) -> Steps:
+        run, monitor, patience = self.run, self.monitor, self.patience
+        after_step = _after_step(run, self.recorder, self.on_step)
+        while run.epoch < self.num_epochs:
+            if patience is not None and run.epochs_without_best >= patience:
+                raise StopTraining(f"{monitor} was not better for {patience} epochs.")
+            lrs = run.epoch_lrs()
+            yield from _epoch(run, after_step, self.checkpoint_every)
+            if run.trace.status != "running":
+                return
+            values = _evaluate(run, self.val_loader, self.metrics, self.recorder)
+            run.driver.after_epoch(values.get(monitor))
+            if self.verbose:
+                print(_epoch_line(run.epoch, self.num_epochs, lrs))
+            is_best = run.is_best(values.get(monitor), self.direction)
+            run.end_epoch()
+            run.save(best=is_best)
+            if self.on_epoch is not None:
+                self.on_epoch(run.epoch - 1, values, run.trace)
+
+
+def _epoch(run: Run, after_step: OnStep | None, checkpoint_every: int | None) -> Steps:
+    """The rest of one epoch, with a checkpoint after each `checkpoint_every` steps."""
+    trace, batches = run.trace, run.batches()
+    while True:
+        before = len(trace)
+        yield from run.replica.steps(
+            batches,
+            trace=trace,
+            schedule=run.driver,
+            num_steps=checkpoint_every,
+            on_step=after_step,
+        )
+        taken = len(trace) - before
+        if checkpoint_every is None or taken < checkpoint_every or trace.status != "running":
+            break
+        run.save()
+    if len(trace) == 0:
+        raise ValueError("The loader must give at least one batch, but it is empty.")
+
+
+def _after_step(run: Run, recorder: StepRecorder | None, on_step: OnStep | None) -> OnStep | None:
+    """What happens after each step, as one function; None where nothing does."""
+    actions: list[OnStep] = []
+    if recorder is not None:
+        log_step, optimizer = recorder.log_step, run.replica.optimizer
+        actions.append(lambda step, loss: log_step(step, loss, optimizer))
+    if on_step is not None:
+        actions.append(on_step)
+    if not actions:
+        return None
+
+    def after_step(step: int, loss: Tensor) -> None:
+        for action in actions:
+            action(step, loss)
+
+    return after_step
+
+
+def _evaluate(
+    run: Run,
+    val_loader: Iterable[Batch] | None,
+    metrics: Metrics | None,
+    recorder: StepRecorder | None,
+) -> dict[str, float]:
+    """Measure after an epoch, and record it at the epoch's last step."""
+    replica, trace = run.replica, run.trace
+    values: dict[str, float] = {}
+    if val_loader is not None:
+        dtype = replica.options.autocast
+        values = evaluate(
+            replica.model, replica.loss_fn, val_loader, metrics=metrics, autocast_dtype=dtype
+        )
+    step = len(trace) - 1
+    for name, value in values.items():
+        trace.add_metric(name, step, value)
+    if recorder is not None:
+        recorder.log_metrics(step, {**values, "epoch": float(run.epoch + 1)})
+    return values
+
+
+def _epoch_line(epoch: int, num_epochs: int, lrs: Mapping[str, float]) -> str:
+    values = [f"{lr:.6f}" if len(lrs) == 1 else f"{name} {lr:.6f}" for name, lr in lrs.items()]
+    return f"Epoch [{epoch + 1}/{num_epochs}], Learning Rate: {', '.join(values)}"
+
+
+def _hparams(
+    replica: Replica, driver: ScheduleDriver, num_epochs: int, seed: int | None
+) -> dict[str, Any]:
+    options = replica.options
+    return {
+        "lrs": learning_rates(replica.optimizer),
+        "optimizer": type(replica.optimizer).__name__,
+        "schedule": driver.spec,
+        "num_epochs": num_epochs,
+        "seed": seed,
+        "accumulation": options.accumulation,
+        "clip_norm": options.clip_norm,
+        "autocast": None if options.autocast is None else str(options.autocast),
+    }
