@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lrfinder.plotting.canvas import COLOURS, SMALL, ink, one_legend, panelled_axes, panels_in
 from lrfinder.suggestions import Bracket, Suggestion
-from lrfinder.suggestions.curves import smoothed
+from lrfinder.suggestions.smoothing import smoothed
 from lrfinder.sweeping import Ramp
 
 if TYPE_CHECKING:

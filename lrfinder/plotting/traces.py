@@ -14,7 +14,7 @@ from lrfinder.rendering.figures import figure_svg, themed
 from lrfinder.rendering.fragments import html_fragment
 from lrfinder.rendering.tables import Column, Row, Table, format_number
 from lrfinder.schedules import Spec, lr_table
-from lrfinder.suggestions.curves import smoothed
+from lrfinder.suggestions.smoothing import smoothed
 from lrfinder.traces import Trace
 
 if TYPE_CHECKING:

@@ -14,26 +14,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lrfinder.suggestions.smoothing import START_STEPS, in_own_range, noise_of, weight_of
 from lrfinder.traces import Trace
 
 BracketStatus = Literal[
     "ok", "flat", "monotone", "edge", "noisy", "diverged", "too_short", "bracket_only"
 ]
 
-# Weight of the past where LRs rise by 0.06 decades a step, as in 100 steps over 6 decades. Steeper
-# ramps are smoothed over as many decades, so over fewer steps, but never over less than a few.
-SMOOTHING, SMOOTHING_STEP, LEAST_SMOOTHING = 0.85, 0.06, 0.5
-START_STEPS = 8  # the loss at the start is the median of so many
 MIN_STEPS = 12  # a ramp of fewer steps shows no curve
 # Of white noise of sd 1 the start is known to 0.4, and the lowest point of the smoothed curve lies
 # some 0.5 below its mean: the "drop" of a flat curve is 0.5 with an sd of 0.5, over R curves of
 # 0.5 / sqrt(R). So much more is no accident.
 FLAT_DROP, FLAT_SPREAD = 0.5, 0.8
-MOST_CORRELATED = 0.9
 DOUBTED = ("flat", "monotone", "diverged")  # statuses of curves that did not fall, by their noise
 STOP_RANGES, STOP_NOISE = 2.0, 10.0
-CAP_RANGES, CAP_NOISE = 0.5, 3.0
-CUT_NOISE = 3.0
 BEGIN_SHARE, RISE_SHARE = 0.1, 0.3
 
 
@@ -66,39 +60,6 @@ class Reading:
     message: str
 
 
-def smoothed(values: ArrayLike, *, weight: float = SMOOTHING) -> NDArray[np.float64]:
-    """Smooth a curve without a lag: an exponential mean forwards, and one backwards over it.
-
-    Law: s_i = sum_{j<=i} w^(i-j) v_j / sum_{j<=i} w^(i-j), and the same from the other end. The
-    weights add up to 1 at every point, so a constant stays as it is and there is no bias to undo.
-
-    Args:
-        values: Shape (n,), finite.
-        weight: w, 0 <= w < 1.
-
-    Example:
-        >>> smoothed([2.0, 2.0, 2.0]).tolist()
-        [2.0, 2.0, 2.0]
-    """
-    curve = np.asarray(values, dtype=np.float64)
-    if len(curve) == 0:
-        return curve.copy()
-    # From the first value on, so that a constant is exact and a large offset costs no digits.
-    offset = curve[0]
-    forwards = _mean_of_past(curve - offset, weight)
-    both: NDArray[np.float64] = _mean_of_past(forwards[::-1], weight)[::-1] + offset
-    return both
-
-
-def _mean_of_past(values: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
-    means = np.empty_like(values)
-    total = share = 0.0
-    for index, value in enumerate(values):
-        total, share = weight * total + value, weight * share + 1.0
-        means[index] = total / share
-    return means
-
-
 def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Reading:
     """Read one ramp.
 
@@ -127,7 +88,7 @@ def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Re
     if usable < MIN_STEPS:
         return _too_short(np.asarray(lrs, dtype=np.float64), usable, ended=ended)
     x, curve = np.log10(rates[:usable]), curve[:usable]
-    smooth, start, noise = _in_own_range(curve, _weight(x))
+    smooth, start, noise = in_own_range(curve, weight_of(x))
     lowest = int(smooth.argmin())
     # A curve that is lowest among the steps that tell its start has not fallen.
     drop = float(start - smooth[lowest]) if lowest >= START_STEPS else 0.0
@@ -153,56 +114,9 @@ def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Re
     )
 
 
-def _weight(x: NDArray[np.float64]) -> float:
-    """The weight of the past that smooths over the usual number of decades."""
-    step = float(x[-1] - x[0]) / (len(x) - 1)
-    return float(max(SMOOTHING ** (step / SMOOTHING_STEP), LEAST_SMOOTHING))
-
-
-def _in_own_range(
-    curve: NDArray[np.float64], weight: float
-) -> tuple[NDArray[np.float64], float, float]:
-    """The smoothed curve, its start and its noise.
-
-    What rises far above the start is cut off before smoothing: backwards, a divergence would push
-    the minimum to the left. How far is told by the curve's own range, so in two passes.
-    """
-    start = float(np.median(curve[:START_STEPS]))
-    below = smoothed(np.minimum(curve, start), weight=weight)
-    drop = float(start - below.min())
-    noise = _noise(curve - smoothed(curve, weight=weight))
-    cap = start + max(CAP_RANGES * drop, CAP_NOISE * noise)
-    smooth = smoothed(np.minimum(curve, cap), weight=weight)
-    residuals = np.minimum(curve, cap) - smooth
-    return smooth, start, _slow_noise(residuals[: max(40, len(curve) // 2)])
-
-
 def _fell(drop: float, noise: float, curves: int = 1) -> bool:
     """Whether a drop, averaged over curves, is more than flat curves show by their noise."""
     return drop > (FLAT_DROP + FLAT_SPREAD / math.sqrt(curves)) * noise
-
-
-def _slow_noise(residuals: NDArray[np.float64]) -> float:
-    """The sd of white noise that sways a smoothed curve as much as this noise does.
-
-    Law: sd sqrt((1 + r) / (1 - r)) of noise in which each step keeps r of the last one's, with
-    v_k = 2 sd^2 (1 - r^k) the variance of differences over k steps, so r = v_2 / v_1 - 1. Spikes
-    are cut at three times the median deviation.
-    """
-    sd = _noise(residuals)
-    centred = residuals - np.median(residuals)
-    cut = np.clip(centred, -CUT_NOISE * sd, CUT_NOISE * sd)
-    one = float(np.mean(np.diff(cut) ** 2))
-    if one == 0:
-        return sd
-    kept = float(np.mean((cut[2:] - cut[:-2]) ** 2)) / one - 1.0
-    kept = min(max(kept, 0.0), MOST_CORRELATED)
-    return sd * math.sqrt((1 + kept) / (1 - kept))
-
-
-def _noise(residuals: NDArray[np.float64]) -> float:
-    """Standard deviation of a normal distribution with these residuals' median deviation."""
-    return float(1.4826 * np.median(np.abs(residuals - np.median(residuals))))
 
 
 def _judge(
@@ -267,7 +181,7 @@ def stop_rule(trace: Trace) -> str | None:
     # The middle of three, so that one lucky batch does not count as the lowest.
     middle = np.sort(np.lib.stride_tricks.sliding_window_view(curve, 3), axis=1)[:, 1]
     fallen = max(start - float(middle.min()), 0.0)
-    noise = _noise(np.diff(curve)) / math.sqrt(2)
+    noise = noise_of(np.diff(curve)) / math.sqrt(2)
     limit = start + max(STOP_RANGES * fallen, STOP_NOISE * noise)
     if last <= limit:
         return None
