@@ -6,18 +6,18 @@ batch, augmentation on the batch. No worker processes and no copy from the host 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import TensorDataset
 
+from lrfinder.datasets.bundled import Pair, digits
+from lrfinder.datasets.transforms import CropAndFlip, Standardize, Transform
 from lrfinder.distributing import share_of
 
-Transform = Callable[[Tensor, torch.Generator], Tensor]
-Pair = tuple[Tensor, Tensor]
+__all__ = ["CropAndFlip", "Pair", "Standardize", "TensorLoader", "Transform", "digits"]
 
 
 class TensorLoader:
@@ -178,143 +178,3 @@ def _check_tensors(tensors: Sequence[Tensor]) -> None:
     devices = sorted({str(tensor.device) for tensor in tensors})
     if len(devices) > 1:
         raise ValueError(f"The tensors must lie on one device, but got {', '.join(devices)}.")
-
-
-class Standardize:
-    """Bytes as floats, with mean 0 and standard deviation 1 in each channel of the training set.
-
-    Law: y = (x / 255 - mean_c) / std_c, float32, for x in 0..255 of shape (N, C, H, W). Draws no
-    random number.
-
-    Args:
-        mean: Of each channel, of pixels scaled to [0, 1], shape (C,).
-        std: Likewise, > 0.
-
-    Raises:
-        ValueError: If a std is not positive, or the shapes are not (C,).
-
-    Example:
-        >>> white = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
-        >>> transform = Standardize(torch.tensor([0.5]), torch.tensor([0.25]))
-        >>> round(float(transform(white, torch.Generator()).mean()), 4)
-        2.0
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        if mean.dim() != 1 or mean.shape != std.shape:
-            raise ValueError(
-                "`mean` and `std` must be of one shape (C,), but got "
-                f"{tuple(mean.shape)} and {tuple(std.shape)}."
-            )
-        if not bool((std > 0).all()):
-            raise ValueError(
-                f"`std > 0` must hold for every channel, but got {std.tolist()}. "
-                "Do all images have the same value in a channel?"
-            )
-        self.mean, self.std = mean, std
-        # One multiplication and one addition for each pixel: y = scale x + shift.
-        scale, shift = 1 / (255 * std.double()), -mean.double() / std.double()
-        self._scale, self._shift = (part.float().view(1, -1, 1, 1) for part in (scale, shift))
-        self._placed: dict[torch.device, Pair] = {}
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Floats of the same shape, on the same device."""
-        if inputs.device not in self._placed:
-            place = inputs.device
-            self._placed[place] = (self._scale.to(place), self._shift.to(place))
-        scale, shift = self._placed[inputs.device]
-        return torch.addcmul(shift, inputs.float(), scale)
-
-
-class CropAndFlip(Standardize):
-    """`Standardize` after a random shift of each image, and for half of them a mirror image.
-
-    Law: each image is padded with `padding` black pixels at each side and cut back to its size at
-    one of the (2 padding + 1)^2 places, all equally likely; then flipped left to right with
-    probability 1/2. No loop over images.
-
-    Args:
-        mean: As of `Standardize`.
-        std: As of `Standardize`.
-        padding: Pixels, >= 0.
-        flip: Whether to flip at all. Letters and digits should not be.
-
-    Source: He et al., 2015, arXiv 1512.03385, section 4.2 (padding 4).
-    """
-
-    def __init__(self, mean: Tensor, std: Tensor, *, padding: int = 4, flip: bool = True) -> None:
-        super().__init__(mean, std)
-        if padding < 0:
-            raise ValueError(f"`padding >= 0` must hold, but got padding={padding}.")
-        self.padding, self.flip = padding, flip
-
-    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """Floats of the same shape, on the same device."""
-        count, channels, height, width = inputs.shape
-        drawn = torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator)
-        mirrored = torch.randint(2, (1, count, 1), generator=generator)
-        # One small copy to the device: numbers drawn on the CPU are the same everywhere.
-        rows, columns, mirrored = torch.cat([drawn, mirrored]).to(inputs.device, non_blocking=True)
-        across = torch.arange(width, device=inputs.device)
-        if self.flip:
-            across = torch.where(mirrored.bool(), width - 1 - across, across)
-        rows = rows + torch.arange(height, device=inputs.device)
-        columns = columns + across
-        padded = functional.pad(inputs, (self.padding,) * 4)
-        # Pixel (i, j) of the result is pixel (rows_i, columns_j) of the padded, flattened image.
-        places = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1)
-        pixels = padded.flatten(2).gather(2, places.expand(-1, channels, -1))
-        return super().__call__(pixels.view(inputs.shape), generator)
-
-
-def digits(classes: Sequence[int] | None = None, *, val_share: float = 0.3) -> tuple[Pair, Pair]:
-    """Scikit-learn's bundled 8 x 8 digits as training and validation data, split in a fixed way.
-
-    Law: inputs are (x - m) / s, with m and s the mean and the standard deviation of all training
-    pixels.
-
-    Args:
-        classes: The digits to keep, in the order of their new labels 0, 1, ...; None for all ten.
-        val_share: Share of the samples that are held out, in (0, 1).
-
-    Returns:
-        `((inputs, targets), (val_inputs, val_targets))`: float32 of shape (N, 1, 8, 8), int64 of
-        shape (N,); no image is in both.
-
-    Raises:
-        ValueError: If a class is no digit, is given twice, or none is given, or `val_share` leaves
-            a part empty.
-
-    Source: Alpaydin and Kaynak, 1998, UCI Optical Recognition of Handwritten Digits (its test
-    part, 1,797 images).
-
-    Example:
-        >>> (inputs, targets), (val_inputs, _) = digits()
-        >>> inputs.shape, targets.max().item(), len(val_inputs)
-        (torch.Size([1258, 1, 8, 8]), 9, 539)
-    """
-    wanted = list(range(10)) if classes is None else list(classes)
-    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(range(10)):
-        raise ValueError(f"`classes` must be different digits of 0..9, but got {wanted}.")
-    if not 0 < val_share < 1:
-        raise ValueError(f"`0 < val_share < 1` must hold, but got val_share={val_share}.")
-    from sklearn.datasets import load_digits
-
-    bundle = load_digits()
-    pixels = torch.tensor(bundle.images, dtype=torch.float32).unsqueeze(1)
-    labels = torch.tensor(bundle.target)
-    # One permutation for all selections of classes: what is held out does not depend on them.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    order = order[torch.isin(labels[order], torch.tensor(wanted))]
-    held_out = round(val_share * len(order))
-    if not 0 < held_out < len(order):
-        raise ValueError(
-            "Training and validation data must hold at least one sample each, but got "
-            f"val_share={val_share} of {len(order)} samples."
-        )
-    renamed = torch.zeros(10, dtype=torch.int64)
-    renamed[torch.tensor(wanted)] = torch.arange(len(wanted))
-    val, train = order[:held_out], order[held_out:]
-    mean, std = pixels[train].mean(), pixels[train].std()
-    inputs, targets = (pixels - mean) / std, renamed[labels]
-    return (inputs[train], targets[train]), (inputs[val], targets[val])
