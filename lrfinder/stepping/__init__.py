@@ -6,20 +6,31 @@ ramps, races, trainings and trials differ in their schedule and in what they do 
 
 from __future__ import annotations
 
-import inspect
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lrfinder.distributing import loss_of, mean, summed, unwrapped
+from lrfinder.distributing import loss_of, mean
 from lrfinder.groups import check_optimizer, group_names, lr_groups, shared_lrs
 from lrfinder.schedules import StepSchedule
-from lrfinder.tasks import Batch, LossFn, StepOptions, batch_size, move_to
+from lrfinder.stepping.checks import check_loss, check_same_model, needs_closure
+from lrfinder.stepping.evaluating import autocast, evaluate
+from lrfinder.tasks import Batch, LossFn, StepOptions, move_to
 from lrfinder.traces import Trace
+
+__all__ = [
+    "OnStep",
+    "Replica",
+    "Steps",
+    "StopRule",
+    "autocast",
+    "check_loss",
+    "evaluate",
+    "take_alone",
+]
 
 OnStep = Callable[[int, Tensor], None]
 StopRule = Callable[[Trace], str | None]
@@ -60,13 +71,13 @@ class Replica:
         self.lr_groups = lr_groups(optimizer)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
-        self.needs_closure = _needs_closure(optimizer)
+        self.needs_closure = needs_closure(optimizer)
         if self.needs_closure and options.scaler is not None:
             raise ValueError(
                 "A GradScaler takes no closure, which must be given to "
                 f"{type(optimizer).__name__}. Train it without a scaler."
             )
-        _check_same_model(model, self.parameters)
+        check_same_model(model, self.parameters)
         self.checked_loss = False
         # Made here, where processes that train together take over the first one's weights.
         self._loss = loss_of(model, loss_fn)
@@ -230,73 +241,6 @@ def take_alone(steps: Steps, take: Callable[[list[Batch]], Tensor]) -> None:
         return
 
 
-def evaluate(
-    model: nn.Module,
-    loss_fn: LossFn,
-    loader: Iterable[Batch],
-    *,
-    metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] | None = None,
-    autocast_dtype: torch.dtype | None = None,
-) -> dict[str, float]:
-    """Mean loss and metrics over a loader, weighted by the number of samples of each batch.
-
-    Law: val/m = sum_b n_b m(model, batch_b) / sum_b n_b, in eval mode, without gradients; over the
-    batches of all processes that train the model together. Every module's train/eval flag is put
-    back. Non-finite values stay non-finite. One wait for the device, at the end.
-
-    Returns:
-        `{"val/loss": ..., "val/<metric>": ...}`.
-
-    Raises:
-        ValueError: If the loader is empty.
-    """
-    functions: dict[str, Callable[[nn.Module, Batch], Tensor]] = {
-        "loss": loss_fn,
-        **(metrics or {}),
-    }
-    model = unwrapped(model)  # whose processes may have different numbers of batches here
-    device = model_device(model)
-    sums = {name: torch.zeros((), device=device) for name in functions}
-    count = 0
-    with eval_mode(model), torch.no_grad(), autocast(device, autocast_dtype):
-        for batch in loader:
-            moved = move_to(batch, device)
-            size = batch_size(moved)
-            count += size
-            for name, function in functions.items():
-                sums[name] = sums[name] + torch.as_tensor(function(model, moved)).detach() * size
-    if count == 0:
-        raise ValueError("The validation loader must give at least one batch, but it is empty.")
-    own = torch.stack(list(sums.values())).cpu().double()
-    totals = summed(torch.cat([own, torch.tensor([count], dtype=torch.float64)]))
-    values = totals[:-1] / totals[-1]
-    return {f"val/{name}": value for name, value in zip(functions, values.tolist(), strict=True)}
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Where the model's first parameter or buffer lies; the CPU for a model that has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """`model.eval()`, then the flag of every module as it was: a BatchNorm that its owner froze stays frozen."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """`torch.autocast` for the device, or nothing where dtype is None."""
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
 def _take(
     batches: Iterable[Batch], accumulation: int, num_steps: int | None
 ) -> Iterator[list[Batch]]:
@@ -313,37 +257,3 @@ def _take(
             return
         yield parts
         taken += 1
-
-
-def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    # On the class, since a scheduler wraps the instance's `step` and hides its signature.
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def _check_same_model(model: nn.Module, parameters: Sequence[Tensor]) -> None:
-    own = {id(parameter) for parameter in model.parameters()}
-    # A model without parameters is a wrapper around tensors that are optimised by themselves.
-    if own and not any(id(parameter) in own for parameter in parameters):
-        raise ValueError(
-            "The optimizer must hold parameters of this model, but none of its "
-            f"{len(parameters)} tensors is one. Was the model copied or moved after the optimizer was made?"
-        )
-
-
-def check_loss(loss: Any, *, needs_gradient: bool = True) -> None:
-    """What goes wrong with a loss function, said before torch says it from deep inside."""
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"`loss_fn(model, batch)` must return a tensor, but got {type(loss).__name__}."
-        )
-    if loss.numel() != 1:
-        raise ValueError(
-            f"`loss_fn(model, batch)` must return a scalar, but got shape {tuple(loss.shape)}. "
-            "Take the mean over the batch."
-        )
-    if needs_gradient and not loss.requires_grad:
-        raise ValueError(
-            "`loss_fn(model, batch)` must return a loss that needs a gradient, but it needs none. Is it detached, "
-            "computed under torch.no_grad(), or are all parameters frozen?"
-        )

@@ -6,38 +6,42 @@ it needs the recipe of these: a `Task`.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
-import random
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lrfinder.distributing import spread
 from lrfinder.groups import group_names, param_groups
+from lrfinder.tasks.losses import accuracy, supervised
+from lrfinder.tasks.naming import SHIPPED, find_function
+from lrfinder.tasks.placing import Batch, batch_size, move_to, resolve_device, seed_everything
 
-Batch = Any
+__all__ = [
+    "SHIPPED",
+    "Batch",
+    "Loader",
+    "LossFn",
+    "Started",
+    "StepOptions",
+    "Task",
+    "accuracy",
+    "batch_size",
+    "load_task",
+    "move_to",
+    "planned_steps",
+    "resolve_device",
+    "seed_everything",
+    "supervised",
+]
+
 LossFn = Callable[[nn.Module, Batch], Tensor]
 Loader = Iterable[Batch]
 LoaderOrMaker = Loader | Callable[[int], Loader]
-
-# Where a shipped task's function lives. An import string, since the rooms above may not be
-# imported from here.
-SHIPPED = {
-    "digits": "lrfinder.shipped:digits",
-    "digits-finetune": "lrfinder.shipped:digits_finetune",
-    "cifar10": "lrfinder.shipped:cifar10",
-    "cifar10-resnet": "lrfinder.shipped:cifar10_resnet",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,133 +184,6 @@ def _make_loader(loader: LoaderOrMaker, seed: int, device: torch.device) -> Load
     return cast("Loader", made)
 
 
-class supervised:  # noqa: N801 - reads as a function: loss_fn = supervised(nn.CrossEntropyLoss())
-    """The loss of `(inputs, targets)` batches: criterion(model(inputs), targets).
-
-    Args:
-        criterion: Takes outputs and targets and returns a scalar, as `nn.CrossEntropyLoss()` does
-            (a mean over the samples of the batch).
-
-    Example:
-        >>> loss_fn = supervised(nn.MSELoss())
-        >>> float(loss_fn(nn.Identity(), (torch.zeros(4), torch.ones(4))))
-        1.0
-    """
-
-    def __init__(self, criterion: Callable[[Any, Any], Tensor]) -> None:
-        self.criterion = criterion
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss of one batch, a scalar tensor."""
-        inputs, targets = _pair(batch)
-        return self.criterion(model(inputs), targets)
-
-    def __repr__(self) -> str:
-        """The criterion in words."""
-        return f"supervised({self.criterion!r})"
-
-
-def accuracy(model: nn.Module, batch: Batch) -> Tensor:
-    """Share of samples whose largest output is the target: mean(argmax(model(inputs), dim=1) == targets), in [0, 1].
-
-    Args:
-        model: Gives scores of shape (N, C).
-        batch: `(inputs, targets)`, targets of shape (N,) with class indices.
-    """
-    inputs, targets = _pair(batch)
-    correct: Tensor = model(inputs).argmax(dim=1) == targets
-    return correct.float().mean()
-
-
-def _pair(batch: Batch) -> tuple[Any, Any]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(
-            "`supervised` and `accuracy` take batches of the form (inputs, targets), but got "
-            f"{type(batch).__name__}. For other batches give a function loss_fn(model, batch) of your own."
-        )
-    return batch[0], batch[1]
-
-
-# -- devices, seeds and batches
-# -----------------------------------------------------------------------------------
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to train on: "auto" is CUDA where there is one, then MPS, then the CPU.
-
-    Raises:
-        ValueError: If torch does not know the device, or it is not there.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"`device` must be 'auto' or a device of torch, but got {device!r}."
-        ) from error
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(place.type, True):
-        raise ValueError(
-            f"`device` must be there, but torch sees no {place.type}. Use 'auto' or 'cpu'."
-        )
-    return place
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the random states of python, numpy and torch (all devices)."""
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"`0 <= seed < 2**32` must hold (numpy's range), but got seed={seed}.")
-    random.seed(seed)
-    np.random.seed(seed)
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        # For devices that are not there torch would keep a stack trace at each call.
-        torch.default_generator.manual_seed(seed)
-
-
-def move_to(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device: tensors, mappings, lists, tuples, and whatever has a `to`."""
-    if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(move_to(part, device) for part in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(move_to(part, device) for part in batch)
-    if hasattr(batch, "to") and not isinstance(batch, type):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: move_to(part, device) for key, part in batch.items()}
-    return batch
-
-
-def batch_size(batch: Batch) -> int:
-    """Number of samples: the length of the first tensor found in the batch; 1 where there is none.
-
-    Example:
-        >>> batch_size({"ids": torch.zeros(8, 3), "labels": torch.zeros(8)})
-        8
-    """
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    parts: Sequence[Any] = []
-    if isinstance(batch, Mapping) or hasattr(batch, "values"):
-        parts = list(batch.values())
-    elif isinstance(batch, (list, tuple)):
-        parts = batch
-    for part in parts:
-        if isinstance(part, (Tensor, Mapping, list, tuple)):
-            return batch_size(part)
-    return 1
-
-
-# -- tasks by name
-# ------------------------------------------------------------------------------------------------
-
-
 def load_task(name: str, **options: Any) -> Task:
     """The task of a name, for command lines.
 
@@ -320,7 +197,7 @@ def load_task(name: str, **options: Any) -> Task:
         ValueError: If there is no such task, or its function does not take an option.
         TypeError: If the function returns something else than a `Task`.
     """
-    function = _find_function(SHIPPED.get(name, name), name)
+    function = find_function(name)
     given = {key: value for key, value in options.items() if value is not None}
     accepted = inspect.signature(function).parameters
     takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values())
@@ -336,60 +213,3 @@ def load_task(name: str, **options: Any) -> Task:
             f"The function of task {name!r} must return a Task, but got {type(task).__name__}."
         )
     return task
-
-
-def _find_function(target: str, name: str) -> Callable[..., Any]:
-    place, _, function_name = target.rpartition(":")
-    if not place or not function_name:
-        raise ValueError(
-            f"`task` must be one of {', '.join(SHIPPED)}, or 'module:function', or 'file.py:function', "
-            f"but got {name!r}."
-        )
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise ValueError(
-            f"`{function_name}` must be a function of {place}, but it has none of that name. "
-            f"Its functions: {', '.join(known) or 'none'}."
-        )
-    return cast("Callable[..., Any]", function)
-
-
-def _load_module(place: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        # A console script does not have the current directory on its path, `python -m` does: make
-        # them agree.
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is None or not place.startswith(error.name):
-            raise  # the user's module was found; one that it imports was not, and its own message says so
-        raise ValueError(
-            f"`task` must name a module that can be imported, but there is no module {place!r} here "
-            f"({Path.cwd()}) or among the installed packages."
-        ) from error
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ValueError(
-            f"`task` must name a file that exists, but there is no file {str(path)!r}."
-        )
-    # A name of its own: a user's `json.py` must not take the place of the real one.
-    name = f"lrfinder_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(
-            f"`task` must name a Python file, but {str(path)!r} cannot be loaded as one."
-        )
-    module = importlib.util.module_from_spec(spec)
-    # Registered before it runs, so that pickling and dataclasses inside it find their module.
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module

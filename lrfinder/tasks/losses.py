@@ -1,0 +1,58 @@
+"""Losses: the loss and the accuracy of `(inputs, targets)` batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lrfinder.tasks.placing import Batch
+
+
+class supervised:  # noqa: N801 - reads as a function: loss_fn = supervised(nn.CrossEntropyLoss())
+    """The loss of `(inputs, targets)` batches: criterion(model(inputs), targets).
+
+    Args:
+        criterion: Takes outputs and targets and returns a scalar, as `nn.CrossEntropyLoss()` does
+            (a mean over the samples of the batch).
+
+    Example:
+        >>> import torch
+        >>> loss_fn = supervised(nn.MSELoss())
+        >>> float(loss_fn(nn.Identity(), (torch.zeros(4), torch.ones(4))))
+        1.0
+    """
+
+    def __init__(self, criterion: Callable[[Any, Any], Tensor]) -> None:
+        self.criterion = criterion
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Loss of one batch, a scalar tensor."""
+        inputs, targets = _pair(batch)
+        return self.criterion(model(inputs), targets)
+
+    def __repr__(self) -> str:
+        """The criterion in words."""
+        return f"supervised({self.criterion!r})"
+
+
+def accuracy(model: nn.Module, batch: Batch) -> Tensor:
+    """Share of samples whose largest output is the target: mean(argmax(model(inputs), dim=1) == targets), in [0, 1].
+
+    Args:
+        model: Gives scores of shape (N, C).
+        batch: `(inputs, targets)`, targets of shape (N,) with class indices.
+    """
+    inputs, targets = _pair(batch)
+    correct: Tensor = model(inputs).argmax(dim=1) == targets
+    return correct.float().mean()
+
+
+def _pair(batch: Batch) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError(
+            "`supervised` and `accuracy` take batches of the form (inputs, targets), but got "
+            f"{type(batch).__name__}. For other batches give a function loss_fn(model, batch) of your own."
+        )
+    return batch[0], batch[1]
