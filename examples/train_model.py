@@ -12,21 +12,6 @@ from torch.optim.lr_scheduler import StepLR
 import lrfinder
 
 
-class SimpleModel(nn.Module):
-    """Three linear layers with ReLU between them."""
-
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim), nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim), nn.ReLU(),
-            nn.Linear(hidden_dim, output_dim),
-        )  # fmt: skip
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return self.layers(inputs)
-
-
 def train_model(model, optimizer, scheduler, train_loader, num_epochs):
     """Train with cross entropy; prints `Epoch [1/20], Learning Rate: 0.100000` and so on."""
     loss_fn = lrfinder.supervised(nn.CrossEntropyLoss())
@@ -35,15 +20,10 @@ def train_model(model, optimizer, scheduler, train_loader, num_epochs):
     )
 
 
-def main() -> lrfinder.Trace:
-    torch.manual_seed(0)
-    inputs = torch.randn(200, 10)
-    train_loader = [(x, (x[:, 0] > 0).long()) for x in inputs.split(50)]
-    model = SimpleModel(input_dim=10, hidden_dim=32, output_dim=2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = StepLR(optimizer, step_size=10, gamma=0.1)
-    return train_model(model, optimizer, scheduler, train_loader, num_epochs=20)
-
-
-if __name__ == "__main__":
-    main()
+torch.manual_seed(0)
+inputs = torch.randn(200, 10)
+train_loader = [(x, (x[:, 0] > 0).long()) for x in inputs.split(50)]
+model = lrfinder.SimpleModel(input_dim=10, hidden_dim=32, output_dim=2)  # three linear layers
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scheduler = StepLR(optimizer, step_size=10, gamma=0.1)
+train_model(model, optimizer, scheduler, train_loader, num_epochs=20)

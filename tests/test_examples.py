@@ -56,6 +56,7 @@ def test_every_scheduler(tmp_path: Path) -> None:
     out = run("every_scheduler.py", tmp_path, "lrs.png")
     for name in ("StepLR", "OneCycleLR", "ReduceLROnPlateau", "SequentialLR"):
         assert name in out
+    assert "OneCycleLR, by step  features: 4e-05 .. 4e-09" in out  # OneCycleLR from a 25th of it
     assert (tmp_path / "lrs.png").stat().st_size > 5000
 
 
