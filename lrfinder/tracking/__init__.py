@@ -11,37 +11,23 @@ import dataclasses
 import logging
 import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lrfinder.delivering.runs import (
-    adoption_tags,
-    create_run,
     default_experiment,
     experiment_id,
     run_of,
     take_adoptable,
 )
 from lrfinder.delivering.spools import Header
-from lrfinder.delivering.stores import (
-    RecordError,
-    StoreAwayError,
-    open_store,
-    store_uri,
-)
+from lrfinder.delivering.stores import RecordError, StoreAwayError, open_store, store_uri
+from lrfinder.tracking.beginnings import adopt_run, make_run, new_header
 from lrfinder.tracking.contents import Contents
 from lrfinder.tracking.facts import run_facts
-from lrfinder.tracking.links import (
-    MOST_RUNS,
-    as_note,
-    chart_page,
-    compare_page,
-    metric_page,
-    ui_address,
-)
+from lrfinder.tracking.links import as_note, pages, ui_address
 from lrfinder.tracking.names import as_texts
 from lrfinder.tracking.recorders import NullRecorder, Recorder, RunStatus
 from lrfinder.tracking.sessions import Session
@@ -120,32 +106,22 @@ class MlflowRecorder(Contents):
         session = Session(spool)
         adopted = None if parent is not None else take_adoptable(tracking_uri)
         name, known_id = (experiment, None) if experiment is not None else default_experiment()
-        header = _new_header(uri, run_name, as_texts(tags or {}), parent)
+        header = new_header(uri, run_name, as_texts(tags or {}), parent)
         header = dataclasses.replace(header, experiment=name, experiment_id=known_id)
         params: dict[str, str] = {}
         later: dict[str, str] = {}
         try:
-            client = open_store(uri)
             if adopted is None:
-                header.experiment_id = known_id or experiment_id(client, name)
-                run = create_run(client, header)
+                make_run(header)
             else:
-                run = client.get_run(adopted)
-                params = dict(run.data.params)
-                later = run_facts() | as_texts(tags or {})
-                later |= adoption_tags(client, run, experiment, run_name)
-            header.run_id, header.experiment_id = run.info.run_id, run.info.experiment_id
-            header.run_name = run.info.run_name
+                params, later = adopt_run(header, adopted, experiment, run_name)
+                later = run_facts() | as_texts(tags or {}) | later
         except StoreAwayError as away:
             header.run_id = adopted
             _log.warning("%s The run is recorded in %s until it does.", away, session.path)
-        except Exception as error:
+        except RecordError:
             session.end()
-            if isinstance(error, RecordError):
-                raise
-            raise RecordError(
-                f"A run must be made in the store {uri!r}, but it answered: {error}"
-            ) from error
+            raise
         self._start(session, header, params)
         if later:
             self.set_tags(later)
@@ -208,21 +184,15 @@ class MlflowRecorder(Contents):
         Raises:
             RecordError: If the store refuses.
         """
-        header = _new_header(self.tracking_uri, run_name, as_texts(tags), self.run_id)
+        header = new_header(self.tracking_uri, run_name, as_texts(tags), self.run_id)
         header.experiment, header.experiment_id = self._header.experiment, self.experiment_id
         if self.run_id is None:
             header.parent_key = self._header.key
         else:
             try:
-                run = create_run(open_store(self.tracking_uri), header)
-                header.run_id, header.run_name = run.info.run_id, run.info.run_name
+                make_run(header)
             except StoreAwayError as away:
                 _log.warning("%s The run is recorded in %s until it does.", away, self.spool)
-            except Exception as error:
-                raise RecordError(
-                    f"A child of run {self.run_id} must be made in the store "
-                    f"{self.tracking_uri!r}, but it answered: {error}"
-                ) from error
         session = self._session
         if not session.is_open:
             session = Session(session.path.parent)
@@ -266,13 +236,8 @@ class MlflowRecorder(Contents):
         where = self.experiment_id
         if where is None:
             return {}  # the store has not made the run yet
-        address = ui_address(self.tracking_uri)
-        found = {"charts of all runs": chart_page(address, where, filter)}
-        if run_ids:
-            count = min(len(run_ids), MOST_RUNS)
-            found[f"the best {count} side by side"] = compare_page(address, where, run_ids)
-            for name in map(self._names["metric"].clean, metrics):
-                found[f"{name} of the best {count}"] = metric_page(address, where, run_ids, name)
+        names = [self._names["metric"].clean(name) for name in metrics]
+        found = pages(ui_address(self.tracking_uri), where, run_ids, names, filter)
         self.set_tags({"mlflow.note.content": as_note(found)})
         self.links = found
         return found
@@ -371,19 +336,3 @@ def _status_after(error: BaseException | None) -> RunStatus | None:
     if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return None
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-
-
-def _new_header(
-    uri: str, run_name: str | None, tags: dict[str, str], parent: str | None
-) -> Header:
-    """The start of a spool, with what MLflow itself says of this process."""
-    from mlflow.tracking.context.registry import resolve_tags
-
-    links = {} if parent is None else {"lrfinder.parent": parent}
-    return Header(
-        tracking_uri=uri,
-        key=uuid.uuid4().hex,
-        run_name=run_name,
-        tags=resolve_tags(run_facts() | tags | links),
-        start=time.time_ns() // 1_000_000,
-    )

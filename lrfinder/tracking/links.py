@@ -50,6 +50,20 @@ def metric_page(address: str, experiment_id: str, run_ids: Sequence[str], metric
     return f"{address}/#/metric?{query}&{plain}"
 
 
+def pages(
+    address: str, experiment_id: str, run_ids: Sequence[str], metrics: Sequence[str], filter_: str
+) -> dict[str, str]:
+    """All of the above by title: the charts, and the best runs side by side, in sum and by metric."""
+    found = {"charts of all runs": chart_page(address, experiment_id, filter_)}
+    if run_ids:
+        count = min(len(run_ids), MOST_RUNS)
+        found[f"the best {count} side by side"] = compare_page(address, experiment_id, run_ids)
+        for name in metrics:
+            page = metric_page(address, experiment_id, run_ids, name)
+            found[f"{name} of the best {count}"] = page
+    return found
+
+
 def as_note(links: Mapping[str, str]) -> str:
     """Links as MLflow's pages show them in a run's description."""
     return "\n".join(f"- [{title}]({address})" for title, address in links.items())

@@ -1,0 +1,85 @@
+"""Beginnings: how the run of a recorder comes to be in its store: made there, or taken over from `mlflow run`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lrfinder.delivering.runs import adoption_tags, create_run, experiment_id
+from lrfinder.delivering.spools import Header
+from lrfinder.delivering.stores import RecordError, open_store
+from lrfinder.tracking.facts import run_facts
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+
+def new_header(uri: str, run_name: str | None, tags: dict[str, str], parent: str | None) -> Header:
+    """The start of a spool, with what MLflow itself says of this process."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    links = {} if parent is None else {"lrfinder.parent": parent}
+    return Header(
+        tracking_uri=uri,
+        key=uuid.uuid4().hex,
+        run_name=run_name,
+        tags=resolve_tags(run_facts() | tags | links),
+        start=time.time_ns() // 1_000_000,
+    )
+
+
+def make_run(header: Header) -> None:
+    """Make the run of a header, which is given its ids and its name.
+
+    Raises:
+        StoreAwayError: If the store does not answer.
+        RecordError: If it refuses.
+    """
+    with _refusals(f"A run must be made in the store {header.tracking_uri!r}"):
+        client = open_store(header.tracking_uri)
+        header.experiment_id = header.experiment_id or experiment_id(client, header.experiment)
+        _note(header, create_run(client, header))
+
+
+def adopt_run(
+    header: Header, run_id: str, experiment: str | None, run_name: str | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Take over a run that is there, under the experiment and the name that it has.
+
+    Args:
+        header: Is given the run's ids and its name.
+        run_id: Of the run.
+        experiment: What was asked for.
+        run_name: Likewise.
+
+    Returns:
+        The run's params, and tags that say where what was asked for differs.
+
+    Raises:
+        StoreAwayError: If the store does not answer.
+        RecordError: If it refuses.
+    """
+    with _refusals(f"Run {run_id} must be in the store {header.tracking_uri!r}"):
+        client = open_store(header.tracking_uri)
+        run = client.get_run(run_id)
+        _note(header, run)
+        return dict(run.data.params), adoption_tags(client, run, experiment, run_name)
+
+
+def _note(header: Header, run: Run) -> None:
+    header.run_id, header.run_name = run.info.run_id, run.info.run_name
+    header.experiment_id = run.info.experiment_id
+
+
+@contextmanager
+def _refusals(must: str) -> Iterator[None]:
+    """What MLflow answers in here, as an error that says what must hold."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except Exception as error:
+        raise RecordError(f"{must}, but it answered: {error}") from error
