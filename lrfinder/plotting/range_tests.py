@@ -164,7 +164,16 @@ def _draw_bracket(ax: Axes, bracket: Bracket | None, control: float | None) -> N
     if control is not None:
         ax.axvline(control, color=ink(), linewidth=1.0, linestyle="--", label="best one LR")
     if bracket is not None and bracket.refused:
-        text = "\n".join(textwrap.wrap(f"{bracket.status}: {bracket.message}", 38))
+        lines = textwrap.wrap(f"{bracket.status}: {bracket.message}", 38)
+        _make_room(ax, len(lines))
         box = {"boxstyle": "round", "facecolor": "white", "alpha": 0.8, "edgecolor": "#999999"}
-        ax.text(0.5, 0.97, text, transform=ax.transAxes, fontsize=SMALL - 1, ha="center", va="top",
-                bbox=box, color="#202020")  # fmt: skip
+        ax.text(0.5, 0.97, "\n".join(lines), transform=ax.transAxes, fontsize=SMALL - 1,
+                ha="center", va="top", bbox=box, color="#202020")  # fmt: skip
+
+
+def _make_room(ax: Axes, lines: int) -> None:
+    """Leave the top of the panel to so many lines of text, so that they hide nothing of the curve."""
+    height = ax.get_position().height * ax.figure.bbox.height / ax.figure.dpi * 72  # in points
+    share = min((1.3 * lines + 1.5) * (SMALL - 1) / height, 0.6)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, low + (high - low) / (1 - share))

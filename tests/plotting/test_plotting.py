@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,15 @@ def test_the_reason_of_a_refusal_is_written_in() -> None:
     (text,) = [text.get_text() for text in ax.texts]
     assert text.startswith("flat:")
     assert not ax.patches
+
+
+def test_the_reason_of_a_refusal_hides_nothing_of_the_curve() -> None:
+    ax = tiny_test(start_lr=1e-9, end_lr=1e-8, effort="brackets").plot()
+    ax.figure.savefig(io.BytesIO())
+    curve = ax.lines[-1].get_path().transformed(ax.transData)
+    box = ax.texts[0].get_bbox_patch()
+    assert box is not None
+    assert curve.get_extents().y1 < box.get_window_extent().y0
 
 
 def test_schedules() -> None:
