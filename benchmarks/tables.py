@@ -183,7 +183,10 @@ def matrix() -> str:
     for row in data["rows"]:
         failed = ", ".join(row["failed"])
         found = [row.get(name, "-") for name in names]
-        rows.append([row["bounds"], *found, f"failed: {failed}" if failed else "all"])
+        ran = row.get("tests", "all")
+        extras = ", ".join(f"{name} {version}" for name, version in row.get("extras", {}).items())
+        bounds = f"oldest, and {extras}" if extras else row["bounds"]
+        rows.append([bounds, *found, f"failed: {failed}" if failed else ran])
     header = ["of each dependency the", "Python", *names[1:], "ran"]
     return rows_to_markdown(header, rows) + source(data)
 
