@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from lrfinder.distributing import is_distributed
 from lrfinder.stepping import Replica
 
-Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
 Way = Literal["check", "stepping", "lockstep", "alone"]
 
 SAMPLES = 2  # steps of each way that are timed before one is chosen
@@ -22,10 +20,9 @@ CLEAR = 1.3  # ratio of two steps that makes one sample enough
 # A first gradient of all that is so long, in seconds, and so many times what they take alone, says enough.
 LONG, HOPELESS = 0.05, 1.5
 LEAST_STEPS = 12  # of a training, below which a probe does not pay
-
-# Largest difference of a gradient, as a share of the largest gradient of its replica.
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
-LOW_PRECISION = 0.1
+# Channels in and out with which a convolution fills a CPU's vectors by itself, and the seconds of a
+# step for each such layer beyond which it is the computing that counts, and not the calling.
+WIDE, BUSY = 32, 0.0015
 
 
 class Chooser:
@@ -55,6 +52,8 @@ class Chooser:
         self._samples: dict[tuple[int, str], list[float]] = {}
         self._fast: int | None = None  # fewest replicas for which lockstep was faster
         self._slow = 1  # most replicas for which it was not
+        self._wide = 0  # wide convolutions, where most of what is trained is theirs
+        self._alone: list[float] = []  # seconds of steps of such a model
         if is_distributed():
             self.refuse("several processes train one model together, a step after the other")
 
@@ -62,6 +61,34 @@ class Chooser:
     def name(self) -> str:
         """Which engine took the steps: "lockstep" where it took any, "stepping" otherwise."""
         return "lockstep" if "lockstep" in self.used else "stepping"
+
+    def consider(self, replica: Replica) -> None:
+        """What can be told of replicas of this kind before a step is taken."""
+        if replica.needs_closure:
+            self.refuse(f"{type(replica.optimizer).__name__} needs a closure")
+        elif self.engine == "auto" and self.device.type == "cpu":
+            self._wide = _wide_convolutions(replica)
+
+    @property
+    def looks(self) -> bool:
+        """Whether the next steps are to be taken by one replica alone, to see how long they take."""
+        return not self.refused and self._wide > 0 and len(self._alone) < SAMPLES
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Learn from the step inside, which one replica takes alone.
+
+        A probe of a large model takes many of its steps. On a CPU wide convolutions are no faster
+        for several replicas at once, unless they are so small that calling them takes the time.
+        """
+        began = time.perf_counter()
+        yield
+        self._alone.append(time.perf_counter() - began)
+        if len(self._alone) == SAMPLES and min(self._alone) > BUSY * self._wide:
+            self.refuse(
+                f"a step of one replica took {1e3 * min(self._alone):.3g} ms in {self._wide} wide "
+                "convolutions, which a CPU does not do faster for several at once"
+            )
 
     def worth(self, count: int, num_steps: int | None) -> bool:
         """Whether so many replicas are to be tried together, for so many steps (None: not known)."""
@@ -153,34 +180,14 @@ class Chooser:
             torch.get_device_module(self.device).synchronize(self.device)
 
 
-def tolerance(replica: Replica) -> float:
-    """The largest difference that rounding explains, as a share of the largest entry."""
-    dtypes = {parameter.dtype for parameter in replica.parameters}
-    if replica.options.autocast is not None or not dtypes <= TOLERANCES.keys():
-        return LOW_PRECISION
-    return max(TOLERANCES[dtype] for dtype in dtypes)
-
-
-def differs(own: Step, other: Step, limit: float) -> str | None:
-    """What differs between two ways to take a step of one replica by more than rounding; None if nothing does.
-
-    Args:
-        own: Its loss and its gradients, taken alone.
-        other: The same, taken together with others.
-        limit: See `tolerance`.
-    """
-    (loss, gradients), (other_loss, others) = own, other
-    if not bool(torch.isfinite(loss)) and not bool(torch.isfinite(other_loss)):
-        return None  # a replica that diverges has no gradients to compare
-    if not bool((loss - other_loss).abs() <= limit * (1 + loss.abs())):
-        return f"the loss was {float(loss):.9g} alone and {float(other_loss):.9g} together"
-    largest = max((float(g.abs().max()) for g in gradients if g is not None), default=0.0)
-    for gradient, twin in zip(gradients, others, strict=True):
-        if (gradient is None) != (twin is None):
-            return "a parameter had a gradient in one of the two alone"
-        if gradient is None or twin is None:
-            continue
-        gap = float((gradient - twin).abs().max())
-        if math.isfinite(largest) and not gap <= limit * largest:
-            return f"a gradient was off by {gap:.3g}, of at most {largest:.3g}"
-    return None
+def _wide_convolutions(replica: Replica) -> int:
+    """How many there are, if they hold most of what is trained; otherwise 0."""
+    trained = {id(p): p.numel() for p in replica.parameters if p.requires_grad}
+    wide = [
+        module
+        for module in replica.model.modules()
+        if isinstance(module, nn.Conv2d)
+        and min(module.in_channels, module.out_channels) // module.groups >= WIDE
+    ]
+    share = sum(trained.get(id(module.weight), 0) for module in wide)
+    return len(wide) if 2 * share > sum(trained.values()) else 0

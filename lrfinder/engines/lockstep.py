@@ -9,15 +9,15 @@ step can be taken alone as well: that is what the shared step is checked and tim
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrfinder.engines.choosing import Chooser, differs, tolerance
+from lrfinder.engines.checking import check_together, original_unused
+from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.fitting import Unfit, alike, changing_buffers, out_of_memory
 from lrfinder.engines.randomness import Stream
 from lrfinder.engines.stacking import Stack
@@ -79,6 +79,7 @@ class Lockstep:
         self._stack: Stack | None = None
         self._update: Update | None = None
         self._shared = False  # whether a stack is tried
+        self._looks = False  # whether one replica is looked at before
         self._live: Job | None = None  # whose random states the process has
 
     def run(
@@ -108,8 +109,10 @@ class Lockstep:
         held: deque[Job] = deque()  # under way, but without a row
         waiting = iter(jobs)
         self._shared = self.chooser.worth(min(count, self.capacity), num_steps)
+        self._looks = self._shared and self.chooser.looks
         try:
             while True:
+                self._end_look(active, held)
                 self._fill(active, held, waiting, on_end)
                 if not active:
                     return
@@ -133,6 +136,13 @@ class Lockstep:
 
     # -- who is in --------------------------------------------------------------------------------
 
+    def _end_look(self, active: list[Job], held: deque[Job]) -> None:
+        """After the steps of one replica that were looked at, all may begin."""
+        if self._looks and not self.chooser.looks:
+            self._looks, self._shared = False, not self.chooser.refused
+            held.extend(active)
+            active.clear()
+
     def _fill(
         self,
         active: list[Job],
@@ -141,7 +151,7 @@ class Lockstep:
         on_end: Callable[[Job], None],
     ) -> None:
         """Give free rows to those that have begun before, then to those that wait."""
-        while len(active) < (self.capacity if self._shared else 1):
+        while len(active) < (self.capacity if self._shared and not self._looks else 1):
             self._enter(None)  # making a job draws random numbers too
             job = held.popleft() if held else next(waiting, None)
             if job is None:
@@ -156,7 +166,7 @@ class Lockstep:
                 self._join(job)
 
     def _join(self, job: Job) -> None:
-        if not self._shared:
+        if not self._shared or self._looks:
             return
         try:
             if self._stack is None:
@@ -206,6 +216,11 @@ class Lockstep:
     # -- the step ---------------------------------------------------------------------------------
 
     def _step(self, active: list[Job], held: deque[Job]) -> Sequence[Tensor]:
+        if self._looks:
+            with original_unused(self._original), self.chooser.looking():
+                losses: Sequence[Tensor] = [self._alone(job, 0) for job in active]
+            self.steps += 1
+            return losses
         way = self.chooser.way(len(active)) if self._shared else "alone"
         if way == "alone" and len(active) > 1:
             self._disband(active, held)
@@ -215,7 +230,7 @@ class Lockstep:
         )
         # The last batch of an epoch is smaller, and not all end theirs at once.
         if way == "alone" or len(active) == 1 or not one_shape:
-            losses: Sequence[Tensor] = [self._alone(job, row) for row, job in enumerate(active)]
+            losses = [self._alone(job, row) for row, job in enumerate(active)]
             self.steps += len(active)
             return losses
         try:
@@ -283,83 +298,23 @@ class Lockstep:
         """Compare the gradients of the next step both ways, for the first replica and the last."""
         assert self._stack is not None
         self._enter(None)  # so that the streams are what they will be again
-        with self._original_unused():
-            complaint = self._compare(active)
-            if complaint is not None and self._stack.draws:
-                # What is drawn depends on how tensors lie in memory: look again without dropout.
-                models = [self._stack.skeleton, *(job.replica.model for job in active)]
-                with without_dropout(models):
-                    complaint = self._compare(active)
-        if complaint is not None:
-            raise Unfit(f"the first step was not the same: {complaint}")
-        self.chooser.checked = True
+        check_together(
+            self._stack,
+            [job.stream for job in active],
+            lambda: self._gradients(active),
+            lambda row: self._plainly(active[row]),
+            chooser=self.chooser,
+            original=self._original,
+        )
 
-    @contextlib.contextmanager
-    def _original_unused(self) -> Iterator[None]:
-        """Raise an Unfit where a gradient reaches the original in here."""
-        parameters = [] if self._original is None else list(self._original.model.parameters())
-        kept = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
+    def _plainly(self, job: Job) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss and the gradients of the step that a job asks for, taken alone."""
+        assert self._stack is not None
+        assert job.parts is not None
+        self._enter(job)
+        loss = job.replica.backward(job.parts)
+        gradients = [parameter.grad for parameter in self._stack.trained_of(job.replica)]
+        for parameter in job.replica.parameters:
             parameter.grad = None
-        try:
-            yield
-            if any(parameter.grad is not None for parameter in parameters):
-                raise Unfit("the loss uses the model itself beside the one that it is given")
-        finally:
-            for parameter, gradient in zip(parameters, kept, strict=True):
-                parameter.grad = gradient
-
-    def _compare(self, active: Sequence[Job]) -> str | None:
-        assert self._stack is not None
-        streams = [job.stream for job in active]
-        limit = tolerance(active[0].replica)
-        rows = sorted({0, len(active) - 1})
-        began = time.perf_counter()
-        found, buffers = self._stack.rehearse(lambda: self._gradients(active), streams)
-        between = time.perf_counter()
-        plain, others = self._stack.rehearse(lambda: self._plainly(active, rows), streams)
-        together, alone = between - began, time.perf_counter() - between
-        self.chooser.look(len(active), alone / len(rows), together)
-        for row, (loss, gradients) in zip(rows, plain, strict=True):
-            theirs = [None if g is None else g[row] for g in found[1]]
-            own = (loss, gradients)
-            if complaint := differs(own, (found[0][row], theirs), limit):
-                return complaint
-        return self._stack.buffers_differ(buffers, others, rows)
-
-    def _plainly(
-        self, active: Sequence[Job], rows: Sequence[int]
-    ) -> list[tuple[Tensor, list[Tensor | None]]]:
-        assert self._stack is not None
-        results = []
-        for row in rows:
-            job = active[row]
-            assert job.parts is not None
-            self._enter(job)
-            loss = job.replica.backward(job.parts)
-            trained = self._stack.trained_of(job.replica)
-            results.append((loss, [parameter.grad for parameter in trained]))
-            for parameter in job.replica.parameters:
-                parameter.grad = None
         self._enter(None)
-        return results
-
-
-@contextlib.contextmanager
-def without_dropout(models: Iterable[nn.Module]) -> Iterator[None]:
-    """The dropouts of torch's modules, and of its attention, drop nothing in here."""
-    kinds = {nn.modules.dropout._DropoutNd: "p", nn.MultiheadAttention: "dropout"}
-    found = [
-        (vars(module), name, vars(module)[name])
-        for model in models
-        for module in model.modules()
-        for kind, name in kinds.items()
-        if isinstance(module, kind)
-    ]
-    try:
-        for attributes, name, _ in found:
-            attributes[name] = 0.0
-        yield
-    finally:
-        for attributes, name, value in found:
-            attributes[name] = value
+        return loss, gradients

@@ -63,8 +63,7 @@ class LockstepEngine:
         self._replica = replica
         self._free: list[Replica] = []
         self._capacity = capacity_for(replica)
-        if replica.needs_closure:
-            self.chooser.refuse(f"{type(replica.optimizer).__name__} needs a closure")
+        self.chooser.consider(replica)
 
     @property
     def steps(self) -> int:

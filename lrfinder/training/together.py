@@ -172,8 +172,7 @@ def run_together(
     first = next(jobs, None)
     if first is None:
         return chooser
-    if first.replica.needs_closure:
-        chooser.refuse(f"{type(first.replica.optimizer).__name__} needs a closure")
+    chooser.consider(first.replica)
     capacity = min(capacity_for(first.replica), count if at_once is None else at_once)
     lockstep = Lockstep(chooser, capacity=max(1, capacity))
 

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrfinder
 from lrfinder.engines import LockstepEngine, Plan
-from lrfinder.engines.choosing import Chooser, differs
+from lrfinder.engines.checking import differs
+from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.fitting import Unfit, stacked
 from lrfinder.engines.stacking import Stack
 from lrfinder.stepping import Replica
@@ -437,6 +438,44 @@ def test_what_was_measured_holds_for_more_where_faster_and_for_fewer_where_slowe
     assert chooser.worth(64, 1)
     assert not chooser.worth(4, 1000)
     assert "16 replicas took 3e+03 ms together and 4e+03 ms" in chooser.reason
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(512, 5)
+    )
+
+
+@pytest.mark.parametrize("busy", [0.0, 1e9])
+def test_wide_convolutions_are_looked_at_before_a_probe(
+    busy: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrfinder.engines.choosing.BUSY", busy)
+    torch.manual_seed(0)
+    model, results = wide().double(), []
+    for kind in ("stepping", "auto"):
+        engine = make_engine(kind, copy.deepcopy(model), batches("cnn with BatchNorm"))
+        some = plans(3, num_steps=20, lr=0.01)
+        with shared_steps() as counts:
+            engine.advance(some, 20)
+        assert engine.steps == 60
+        results.append([plan.trace.losses for plan in some])
+    assert isinstance(engine, LockstepEngine)
+    assert ("in 1 wide convolutions" in engine.chooser.reason) == (busy == 0.0) == (not counts)
+    np.testing.assert_allclose(*results, rtol=1e-12)
+
+
+def test_wide_convolutions_of_a_loss_that_knows_the_model_itself() -> None:
+    model = wide().double()
+
+    def loss(called: nn.Module, batch: Any) -> Tensor:
+        return loss_fn(called, batch) + 0.01 * model[0].weight.square().sum()  # type: ignore[index,operator]
+
+    engine = make_engine("auto", model, batches("cnn with BatchNorm"), loss=loss)
+    assert isinstance(engine, LockstepEngine)
+    engine.advance(plans(3, num_steps=20, lr=0.01), 20)
+    assert "the model itself" in engine.chooser.reason
+    assert engine.steps == 60
 
 
 def test_a_probe_does_not_pay_for_a_few_steps() -> None:

@@ -1,0 +1,142 @@
+"""Checking: the first step of all together is compared with the plain one before it is trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lrfinder.engines.choosing import Chooser
+from lrfinder.engines.fitting import Unfit
+from lrfinder.engines.randomness import Stream
+from lrfinder.engines.stacking import Stack
+from lrfinder.stepping import Replica
+
+Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
+
+# Largest difference of a gradient, as a share of the largest gradient of its replica.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-3}
+LOW_PRECISION = 0.1
+
+
+def check_together(
+    stack: Stack,
+    streams: Sequence[Stream],
+    together: Callable[[], tuple[Tensor, list[Tensor | None]]],
+    alone: Callable[[int], Step],
+    *,
+    chooser: Chooser,
+    original: Replica | None,
+) -> None:
+    """Compare the gradients of the next step both ways, for the first replica and the last.
+
+    Args:
+        stack: The replicas. All is left as it is.
+        streams: Row -> where its random numbers come from.
+        together: The losses and gradients of all rows at once.
+        alone: Row -> its loss and gradients.
+        chooser: Learns how long both took, and that it was checked.
+        original: What the replicas are copies of, if they are.
+
+    Raises:
+        Unfit: If they are not the same.
+    """
+
+    def compared() -> str | None:
+        limit = tolerance(stack.replicas[0])
+        rows = sorted({0, len(stack.replicas) - 1})
+        began = time.perf_counter()
+        found, buffers = stack.rehearse(together, streams)
+        between = time.perf_counter()
+        plain, others = stack.rehearse(lambda: [alone(row) for row in rows], streams)
+        seconds = (time.perf_counter() - between) / len(rows), between - began
+        chooser.look(len(stack.replicas), *seconds)
+        for row, own in zip(rows, plain, strict=True):
+            theirs = [None if gradient is None else gradient[row] for gradient in found[1]]
+            if complaint := differs(own, (found[0][row], theirs), limit):
+                return complaint
+        return stack.buffers_differ(buffers, others, rows)
+
+    with original_unused(original):
+        complaint = compared()
+        if complaint is not None and stack.draws:
+            # What is drawn depends on how tensors lie in memory: look again without dropout.
+            models = [stack.skeleton, *(replica.model for replica in stack.replicas)]
+            with without_dropout(models):
+                complaint = compared()
+    if complaint is not None:
+        raise Unfit(f"the first step was not the same: {complaint}")
+    chooser.checked = True
+
+
+@contextlib.contextmanager
+def original_unused(original: Replica | None) -> Iterator[None]:
+    """Raise an Unfit where a gradient reaches the original in here."""
+    parameters = [] if original is None else list(original.model.parameters())
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+        if any(parameter.grad is not None for parameter in parameters):
+            raise Unfit("the loss uses the model itself beside the one that it is given")
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+
+
+@contextlib.contextmanager
+def without_dropout(models: Iterable[nn.Module]) -> Iterator[None]:
+    """The dropouts of torch's modules, and of its attention, drop nothing in here."""
+    kinds = {nn.modules.dropout._DropoutNd: "p", nn.MultiheadAttention: "dropout"}
+    found = [
+        (vars(module), name, vars(module)[name])
+        for model in models
+        for module in model.modules()
+        for kind, name in kinds.items()
+        if isinstance(module, kind)
+    ]
+    try:
+        for attributes, name, _ in found:
+            attributes[name] = 0.0
+        yield
+    finally:
+        for attributes, name, value in found:
+            attributes[name] = value
+
+
+def tolerance(replica: Replica) -> float:
+    """The largest difference that rounding explains, as a share of the largest entry."""
+    dtypes = {parameter.dtype for parameter in replica.parameters}
+    if replica.options.autocast is not None or not dtypes <= TOLERANCES.keys():
+        return LOW_PRECISION
+    return max(TOLERANCES[dtype] for dtype in dtypes)
+
+
+def differs(own: Step, other: Step, limit: float) -> str | None:
+    """What differs between two ways to take a step of one replica by more than rounding; None if nothing does.
+
+    Args:
+        own: Its loss and its gradients, taken alone.
+        other: The same, taken together with others.
+        limit: See `tolerance`.
+    """
+    (loss, gradients), (other_loss, others) = own, other
+    if not bool(torch.isfinite(loss)) and not bool(torch.isfinite(other_loss)):
+        return None  # a replica that diverges has no gradients to compare
+    if not bool((loss - other_loss).abs() <= limit * (1 + loss.abs())):
+        return f"the loss was {float(loss):.9g} alone and {float(other_loss):.9g} together"
+    largest = max((float(g.abs().max()) for g in gradients if g is not None), default=0.0)
+    for gradient, twin in zip(gradients, others, strict=True):
+        if (gradient is None) != (twin is None):
+            return "a parameter had a gradient in one of the two alone"
+        if gradient is None or twin is None:
+            continue
+        gap = float((gradient - twin).abs().max())
+        if math.isfinite(largest) and not gap <= limit * largest:
+            return f"a gradient was off by {gap:.3g}, of at most {largest:.3g}"
+    return None
