@@ -15,7 +15,10 @@ from lrfinder.stepping import Replica
 
 Way = Literal["check", "stepping", "lockstep", "alone"]
 
-SAMPLES = 2  # steps of each way that are timed before one is chosen
+# Steps of each way that are timed before one is chosen. What else runs on the machine makes a step
+# look longer, never shorter, so the quickest counts; and as nobody looks at lockstep again where it
+# was given up, more are timed before that.
+SAMPLES, SAMPLES_TO_GIVE_UP = 2, 4
 CLEAR = 1.3  # ratio of two steps that makes one sample enough
 # A first gradient of all that is so long, in seconds, and so many times what they take alone, says enough.
 LONG, HOPELESS = 0.05, 1.5
@@ -154,10 +157,14 @@ class Chooser:
         if not all(samples):
             return
         stepping, lockstep = map(min, samples)
-        is_clear = not 1 / CLEAR < lockstep / stepping < CLEAR
-        if min(map(len, samples)) < SAMPLES and not is_clear:
-            return
-        self._decide(count, stepping, lockstep)
+        taken, ratio = min(map(len, samples)), lockstep / stepping
+        needed = SAMPLES if ratio < 1 else SAMPLES_TO_GIVE_UP
+        if ratio < 1 / CLEAR:
+            needed = 1
+        elif ratio > HOPELESS:
+            needed = SAMPLES
+        if taken >= needed:
+            self._decide(count, stepping, lockstep)
 
     def look(self, count: int, one: float, together: float) -> None:
         """Learn from the check's seconds for the gradients of one replica, and of all together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Native:
         self._counts = torch.zeros(shape, device=stack.device)
         self._shown = np.zeros(shape, dtype=bool)  # whether the optimizer of a row has its state
         self._group_of: list[int] = []
+        self._picked = itemgetter(*self.options)
         self._known: list[tuple[Any, ...]] = []  # the options of all groups of all rows
         self._values: list[dict[str, Any]] = []  # group -> option -> its value in each row
         self._columns: list[dict[str, Any]] = []  # group -> option -> number or column
@@ -147,14 +149,17 @@ class Native:
         if len(self._columns) != number:
             self._values, self._columns = [{} for _ in range(number)], [{} for _ in range(number)]
         for group, (values, columns) in enumerate(zip(self._values, self._columns, strict=True)):
-            for name, given in zip(
-                self.options, zip(*known[group::number], strict=True), strict=True
-            ):
-                if values.get(name) != given:
-                    values[name], columns[name] = given, column_of(given, device)
-
-    def _picked(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple([group[name] for name in self.options])
+            rows = zip(*known[group::number], strict=True)
+            for name, given in zip(self.options, rows, strict=True):
+                if values.get(name) == given:
+                    continue
+                values[name] = given
+                if name == "betas":
+                    first, second = zip(*given, strict=True)
+                    columns["beta1"] = column_of(first, device)
+                    columns["beta2"] = column_of(second, device)
+                else:
+                    columns[name] = column_of(given, device)
 
     def _option(self, index: int, name: str) -> Any:
         """An option of a parameter's group: a number where all replicas have the same, or their column.
@@ -232,13 +237,10 @@ class Adam(Native):
     """
 
     states = ("exp_avg", "exp_avg_sq")
-    options = ("lr", "beta1", "beta2", "eps", "weight_decay")
+    options = ("lr", "betas", "eps", "weight_decay")
 
     def _as_torch(self, state: dict[str, Any], count: Tensor) -> dict[str, Any]:
         return {"step": count, **state}
-
-    def _picked(self, group: dict[str, Any]) -> tuple[Any, ...]:
-        return (group["lr"], *group["betas"], group["eps"], group["weight_decay"])
 
     def _decay(self, index: int, parameter: Tensor, gradient: Tensor) -> Tensor:
         return _plus(gradient, parameter, self._factor(index, "weight_decay"))

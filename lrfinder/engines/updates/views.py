@@ -78,7 +78,7 @@ def shaped(column: Any, like: Tensor) -> Any:
 
 def column_of(values: Sequence[Any], device: torch.device) -> Any:
     """A number where all are alike, or a column of float64 of shape (n,)."""
-    if all(value == values[0] for value in values):
+    if values.count(values[0]) == len(values):
         return values[0]
     made = torch.tensor(values, dtype=torch.float64)
     return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
