@@ -162,7 +162,7 @@ class Chooser:
         if ratio < 1 / CLEAR:
             needed = 1
         elif ratio > HOPELESS:
-            needed = SAMPLES
+            needed -= 1
         if taken >= needed:
             self._decide(count, stepping, lockstep)
 

@@ -25,6 +25,8 @@ from lrfinder.engines.updates import Update, make_update
 from lrfinder.stepping import Replica, Steps
 from lrfinder.tasks import Batch
 
+END = "no more jobs"
+
 
 @dataclass(eq=False)
 class Job:
@@ -80,6 +82,7 @@ class Lockstep:
         self._update: Update | None = None
         self._shared = False  # whether a stack is tried
         self._looks = False  # whether one replica is looked at before
+        self._more_to_come = False  # whether jobs wait for others to end
         self._live: Job | None = None  # whose random states the process has
 
     def run(
@@ -153,8 +156,9 @@ class Lockstep:
         """Give free rows to those that have begun before, then to those that wait."""
         while len(active) < (self.capacity if self._shared and not self._looks else 1):
             self._enter(None)  # making a job draws random numbers too
-            job = held.popleft() if held else next(waiting, None)
-            if job is None:
+            job = held.popleft() if held else next(waiting, END)
+            self._more_to_come = job is None
+            if job is None or isinstance(job, str):
                 return
             if job.parts is None:
                 self._enter(job)
@@ -222,7 +226,8 @@ class Lockstep:
             self.steps += 1
             return losses
         way = self.chooser.way(len(active)) if self._shared else "alone"
-        if way == "alone" and len(active) > 1:
+        # Where more will be under way than now, what is slow now may be quick then.
+        if way == "alone" and len(active) > 1 and not self._more_to_come:
             self._disband(active, held)
         parts = [job.parts or [] for job in active]
         one_shape = len({len(part) for part in parts}) == 1 and all(

@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.searching.arguments import Settings
 from lrfinder.searching.recipes import Recipe
+from lrfinder.traces import Trace
 from lrfinder.training import StepRecorder
-from lrfinder.training.together import train_seeds
+from lrfinder.training.together import train_many
 
 if TYPE_CHECKING:
     from lrfinder.tracking.recorders import Recorder
@@ -139,9 +140,9 @@ class Confirmation:
         for number, size in enumerate(ROUNDS):
             seeds = [(self.settings.seed + 1 + used + i) % 2**32 for i in range(size)]
             used += size
-            for trial in alive:
-                self._train(trial, seeds)
-                done += size
+            for group in _groups(alive):
+                self._train(group, seeds)
+                done += len(group) * size
                 self.on_training(done, total)
             alive.sort(key=lambda trial: self._sign * self._mean(trial))
             if number + 1 < len(ROUNDS):
@@ -150,33 +151,46 @@ class Confirmation:
     def _mean(self, trial: FrozenTrial) -> float:
         return statistics.fmean(map(float, self.rows[str(trial.number)]["values"]))
 
-    def _train(self, trial: FrozenTrial, seeds: Sequence[int]) -> None:
-        hparams = trial.user_attrs["hparams"]
-        row = self.rows.setdefault(
-            str(trial.number),
-            {"trial": trial.number, "hparams": hparams, "seeds": [], "values": [], "steps": 0,
-             "searched": trial.values[0]},
-        )  # fmt: skip
-        missing = [seed for seed in seeds if seed not in row["seeds"]]
+    def _train(self, trials: Sequence[FrozenTrial], seeds: Sequence[int]) -> None:
+        """Train trials of the same options on these seeds, all together; each is noted as it ends."""
+        for trial in trials:
+            self.rows.setdefault(
+                str(trial.number),
+                {"trial": trial.number, "hparams": trial.user_attrs["hparams"], "seeds": [],
+                 "values": [], "steps": 0, "searched": trial.values[0]},
+            )  # fmt: skip
+        missing = [
+            (trial, seed)
+            for trial in trials
+            for seed in seeds
+            if seed not in self.rows[str(trial.number)]["seeds"]
+        ]
         if not missing:
             return
-        traces = train_seeds(
-            self.recipe.task(hparams.get("options", {})),
-            missing,
-            lrs=hparams["lrs"],
-            schedule=hparams["schedule"],
-            device=self.settings.device,
-            num_epochs=self.settings.num_epochs,
-            engine=self.settings.engine,
-            record=None if self.recorder is None else lambda seed: self._child(trial, seed),
-        )
         metric = self.settings.metrics[0]
-        for seed, trace in zip(missing, traces, strict=True):
+
+        def note(number: int, trace: Trace) -> None:
+            trial, seed = missing[number]
+            row = self.rows[str(trial.number)]
             value = trace.last(metric) if trace.status == "completed" else self.worst
             row["seeds"].append(seed)
             row["values"].append(str(value if math.isfinite(value) else self.worst))
             row["steps"] += len(trace)
-        self.study.set_user_attr(CONFIRMED_KEY, self.rows)
+            self.study.set_user_attr(CONFIRMED_KEY, self.rows)
+
+        hparams = [trial.user_attrs["hparams"] for trial, _ in missing]
+        train_many(
+            self.recipe.task(hparams[0].get("options", {})),
+            [
+                (seed, h["lrs"], h["schedule"])
+                for (_, seed), h in zip(missing, hparams, strict=True)
+            ],
+            device=self.settings.device,
+            num_epochs=self.settings.num_epochs,
+            engine=self.settings.engine,
+            record=None if self.recorder is None else lambda number: self._child(*missing[number]),
+            on_training=note,
+        )
 
     def _child(self, trial: FrozenTrial, seed: int) -> AbstractContextManager[StepRecorder]:
         assert self.recorder is not None
@@ -189,6 +203,15 @@ def _distinct(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     for trial in trials:
         seen.setdefault(repr(sorted(trial.params.items())), trial)
     return list(seen.values())
+
+
+def _groups(trials: Sequence[FrozenTrial]) -> list[list[FrozenTrial]]:
+    """By their options: those of one batch size and width can be trained together."""
+    groups: dict[str, list[FrozenTrial]] = {}
+    for trial in trials:
+        options = trial.user_attrs["hparams"].get("options", {})
+        groups.setdefault(repr(sorted(options.items())), []).append(trial)
+    return list(groups.values())
 
 
 def _rounds(count: int) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -39,7 +39,7 @@ def make_sampler(
             n_startup_trials=startup,
             seed=seed,
         )
-    made = _make("sampler", sampler, optuna.samplers, BaseSampler, seed=seed)
+    made = _make("sampler", sampler, optuna.samplers, BaseSampler, lambda name: {"seed": seed})
     assert isinstance(made, BaseSampler)
     return made
 
@@ -62,12 +62,37 @@ def make_pruner(pruner: str | BasePruner | None, *, num_epochs: int) -> BasePrun
         return optuna.pruners.MedianPruner(
             n_startup_trials=4, n_warmup_steps=max(1, num_epochs // 3)
         )
-    made = _make("pruner", pruner, optuna.pruners, BasePruner)
+    # What they find out for themselves when a first trial is complete is known here; until then
+    # they prune nothing, whatever is under way.
+    known = {
+        "SuccessiveHalvingPruner": {"min_resource": max(1, (num_epochs - 1) // 100)},
+        "HyperbandPruner": {"max_resource": num_epochs},
+    }
+    made = _make(
+        "pruner", pruner, optuna.pruners, BasePruner, lambda name: dict(known.get(name, {}))
+    )
     assert isinstance(made, BasePruner)
     return made
 
 
-def _make(kind: str, text: str, module: Any, base: type, **defaults: Any) -> object:
+def trials_before_pruning(pruner: BasePruner) -> int:
+    """How many trials must be complete before the pruner compares others with them; 0 where none must.
+
+    Example:
+        >>> trials_before_pruning(make_pruner("PatientPruner(MedianPruner(3), 1)", num_epochs=9))
+        3
+    """
+    # Optuna keeps them where only its own classes look.
+    inner = vars(pruner).get("_wrapped_pruner")
+    if isinstance(inner, BasePruner):
+        return trials_before_pruning(inner)
+    return int(vars(pruner).get("_n_startup_trials", 0))
+
+
+Defaults = Callable[[str], Mapping[str, Any]]  # name of a class -> arguments
+
+
+def _make(kind: str, text: str, module: Any, base: type, defaults: Defaults) -> object:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
@@ -79,16 +104,18 @@ def _make(kind: str, text: str, module: Any, base: type, **defaults: Any) -> obj
         and issubclass(value, base)
         and not key.startswith(("Base", "_"))
     }
-    return _Maker(kind, text, classes).make(tree, defaults)
+    return _Maker(kind, text, classes, defaults).make(tree)
 
 
 class _Maker:
     """Makes what a text names; runs no code of the text."""
 
-    def __init__(self, kind: str, text: str, classes: Mapping[str, type]) -> None:
-        self.kind, self.text, self.classes = kind, text, classes
+    def __init__(
+        self, kind: str, text: str, classes: Mapping[str, type], defaults: Defaults
+    ) -> None:
+        self.kind, self.text, self.classes, self.defaults = kind, text, classes, defaults
 
-    def make(self, tree: ast.expr, defaults: Mapping[str, Any]) -> Any:
+    def make(self, tree: ast.expr) -> Any:
         call = tree if isinstance(tree, ast.Call) else None
         named = tree if call is None else call.func
         name = named.id if isinstance(named, ast.Name) else ""
@@ -100,6 +127,7 @@ class _Maker:
         arguments = [self._value(value) for value in call.args] if call else []
         options = {k.arg: self._value(k.value) for k in call.keywords if k.arg} if call else {}
         reason: Exception | None = None
+        defaults = self.defaults(name)
         # Not every sampler takes a seed.
         for more in (defaults, {}) if defaults else ({},):
             try:
@@ -118,7 +146,7 @@ class _Maker:
     def _value(self, tree: ast.expr) -> Any:
         named = tree.func if isinstance(tree, ast.Call) else tree
         if isinstance(named, ast.Name) and named.id in self.classes:
-            return self.make(tree, {})
+            return self.make(tree)
         try:
             return ast.literal_eval(tree)
         except ValueError:

@@ -19,6 +19,7 @@ from lrfinder.searching.budgets import Budget
 from lrfinder.searching.confirming import best_trials
 from lrfinder.searching.proposals import Hparams, UserHparams
 from lrfinder.searching.recipes import Recipe
+from lrfinder.searching.samplers import trials_before_pruning
 from lrfinder.searching.spaces import Space
 from lrfinder.searching.storages import StorageError
 from lrfinder.searching.workers import Worker, requeue
@@ -60,6 +61,7 @@ class Trials:
         self.recorder = recorder
         self.on_trial = on_trial
         self._worker: Worker | None = None
+        self._needed = 0  # trials that must be complete before others can be pruned
         self._asked: deque[tuple[optuna.Trial, Hparams]] = deque()  # of other groups, not begun
 
     def groups(
@@ -76,6 +78,7 @@ class Trials:
             at_once: The most trials that are asked for and not begun.
         """
         self._worker = worker
+        self._needed = trials_before_pruning(worker.study.pruner) if self.is_single else 0
         source = self._hparams(worker, budget)
         for trial in source:
             if trial is not None:
@@ -115,6 +118,8 @@ class Trials:
         while True:
             if waiting:
                 found: tuple[optuna.Trial, Hparams] | None = waiting.popleft()
+            elif self._must_wait(study):
+                found = None
             elif len(self._asked) < at_once:
                 try:
                     found = next(source)
@@ -139,6 +144,19 @@ class Trials:
                     raise
             else:
                 yield job
+
+    def _must_wait(self, study: optuna.Study) -> bool:
+        """Whether as many are under way as must be complete before any can be pruned.
+
+        More of them would all be trained to their ends, having nothing to be compared with.
+        """
+        assert self._worker is not None
+        if not self._needed or self._worker.under_way < self._needed:
+            return False
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len(done) >= self._needed:
+            self._needed = 0
+        return bool(self._needed)
 
     def _fail(self, study: optuna.Study, trial: optuna.Trial, error: BaseException) -> None:
         """A trial that could not begin has its run too."""

@@ -98,6 +98,11 @@ class Worker:
                 time.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT, self._interval)
 
+    @property
+    def under_way(self) -> int:
+        """Trials of this worker that have begun and not ended."""
+        return len(self._under_way)
+
     def end(self, trial: optuna.Trial) -> None:
         """The trial has ended, or is to be left to other workers."""
         self._under_way.pop(trial.number, None)

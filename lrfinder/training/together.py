@@ -69,22 +69,60 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must be all different, but got {list(seeds)}.")
+    traces = train_many(
+        task,
+        [(seed, lrs, schedule) for seed in seeds],
+        device=device,
+        num_epochs=num_epochs,
+        record=None if record is None else lambda number: record(seeds[number]),
+        engine=engine,
+        on_training=None
+        if on_training is None
+        else lambda number, trace: on_training(seeds[number], trace),
+    )
+    return traces
+
+
+def train_many(
+    task: Task,
+    trainings: Sequence[tuple[int, float | Mapping[str, float] | None, Spec | None]],
+    *,
+    device: str | torch.device = "auto",
+    num_epochs: int | None = None,
+    record: Record | None = None,
+    engine: str = "auto",
+    on_training: OnTraining | None = None,
+) -> list[Trace]:
+    """Train a task several times, each with its own seed, learning rates and schedule.
+
+    Args:
+        task: What to train.
+        trainings: The seed, `lrs` and `schedule` of each, as in `train_task`.
+        device: As in `train_seeds`.
+        num_epochs: As in `train_seeds`.
+        record: As in `train_seeds`, but called with the number of a training.
+        engine: As in `train_seeds`.
+        on_training: Likewise.
+
+    Returns:
+        A trace for each, in their order.
+    """
     check_engine(engine)
     traces: dict[int, Trace] = {}
 
-    def course(seed: int, started: Callable[[StepRecorder | None], Training]) -> Steps:
-        with nullcontext() if record is None else record(seed) as recorder:
+    def course(number: int, started: Callable[[StepRecorder | None], Training]) -> Steps:
+        with nullcontext() if record is None else record(number) as recorder:
             training = started(recorder)
             yield from training.steps()
-        traces[seed] = training.trace
+        traces[number] = training.trace
         if on_training is not None:
-            on_training(seed, training.trace)
+            on_training(number, training.trace)
 
     def jobs() -> Iterator[Job]:
-        for seed in seeds:
+        for number, (seed, lrs, schedule) in enumerate(trainings):
             yield make_job(
                 task,
-                functools.partial(course, seed),
+                functools.partial(course, number),
                 lrs=lrs,
                 schedule=schedule,
                 seed=seed,
@@ -92,8 +130,8 @@ def train_seeds(
                 num_epochs=num_epochs,
             )
 
-    run_together(jobs(), len(seeds), engine=engine, device=device)
-    return [traces[seed] for seed in seeds]
+    run_together(jobs(), len(trainings), engine=engine, device=device)
+    return [traces[number] for number in range(len(trainings))]
 
 
 def make_job(

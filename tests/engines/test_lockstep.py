@@ -428,7 +428,7 @@ def test_what_was_measured_holds_for_more_where_faster_and_for_fewer_where_slowe
     chooser = Chooser("auto", torch.device("cpu"))
     chooser.checked = True
     assert chooser.worth(4, 100)
-    chooser._samples = {(4, "stepping"): [1.0, 1.0], (4, "lockstep"): [2.0, 2.0]}
+    chooser._samples = {(4, "stepping"): [1.0] * 3, (4, "lockstep"): [2.0] * 3}
     chooser._judge(4)
     assert [chooser.way(count) for count in (2, 4)] == ["alone", "alone"]
     assert chooser.way(16) == "stepping"  # a sample, for there may be more to gain
