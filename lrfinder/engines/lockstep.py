@@ -11,52 +11,19 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrfinder.engines.checking import check_together, original_unused
 from lrfinder.engines.choosing import Chooser
+from lrfinder.engines.evaluating import Evaluator
 from lrfinder.engines.fitting import Unfit, alike, changing_buffers, out_of_memory
-from lrfinder.engines.randomness import Stream
+from lrfinder.engines.jobs import END, Job
 from lrfinder.engines.stacking import Stack
 from lrfinder.engines.updates import Update, make_update
-from lrfinder.stepping import Replica, Steps
-from lrfinder.tasks import Batch
-
-END = "no more jobs"
-
-
-@dataclass(eq=False)
-class Job:
-    """A training that is under way.
-
-    Args:
-        replica: Who takes its steps.
-        steps: Asks for them.
-        stream: Where its random numbers come from.
-        is_quiet: Whether it draws none of them between its steps, as a training does that shuffles
-            its data with the random state of the process.
-    """
-
-    replica: Replica
-    steps: Steps
-    stream: Stream
-    is_quiet: bool = False
-    parts: list[Batch] | None = None  # what it asks for now; None where it has ended
-    num_steps: int | None = None  # that it is to take, where that is known
-
-    def begin(self) -> None:
-        """Go on to its first request."""
-        self.parts = next(self.steps, None)
-
-    def take(self, loss: Tensor) -> None:
-        """Give it the loss that it asked for, and go on to its next request."""
-        try:
-            self.parts = self.steps.send(loss)
-        except StopIteration:
-            self.parts = None
+from lrfinder.stepping import Evaluation, Replica
 
 
 class Lockstep:
@@ -82,6 +49,7 @@ class Lockstep:
         self._update: Update | None = None
         self._shared = False  # whether a stack is tried
         self._looks = False  # whether one replica is looked at before
+        self._evaluator = Evaluator()
         self._more_to_come = False  # whether jobs wait for others to end
         self._live: Job | None = None  # whose random states the process has
 
@@ -119,18 +87,23 @@ class Lockstep:
                 self._fill(active, held, waiting, on_end)
                 if not active:
                     return
-                losses = self._step(active, held)
-                after_step()
-                for job, loss in zip(active, losses, strict=True):
+                asking = [job for job in active if isinstance(job.request, Evaluation)]
+                if asking:
+                    answers: Sequence[Any] = self._evaluate(asking)
+                else:
+                    answers = self._step(active, held)
+                    asking = list(active)  # of whom some may be held now
+                    after_step()
+                for job, answer in zip(asking, answers, strict=True):
                     if not job.is_quiet:
                         self._enter(job)
-                    job.take(loss)
-                for job in [job for job in active if job.parts is None]:
+                    job.take(answer)
+                for job in [job for job in active if job.request is None]:
                     self._leave(active, job)
                     on_end(job)
         except BaseException as error:
             for job in (*active, *held):
-                if job.parts is not None:
+                if job.request is not None:
                     with contextlib.suppress(type(error), StopIteration):
                         job.steps.throw(error)
             raise
@@ -160,10 +133,10 @@ class Lockstep:
             self._more_to_come = job is None
             if job is None or isinstance(job, str):
                 return
-            if job.parts is None:
+            if job.request is None:
                 self._enter(job)
                 job.begin()
-            if job.parts is None:
+            if job.request is None:
                 on_end(job)
             else:
                 active.append(job)
@@ -175,7 +148,7 @@ class Lockstep:
         try:
             if self._stack is None:
                 self._enter(None)
-                changing = changing_buffers(job.replica, job.parts or [], job.stream)
+                changing = changing_buffers(job.replica, job.parts, job.stream)
                 fold = job.replica.device.type == "cpu"
                 self._stack = Stack(job.replica, self.capacity, changing=changing, fold=fold)
                 self._update = make_update(self._stack, job.replica)
@@ -229,7 +202,7 @@ class Lockstep:
         # Where more will be under way than now, what is slow now may be quick then.
         if way == "alone" and len(active) > 1 and not self._more_to_come:
             self._disband(active, held)
-        parts = [job.parts or [] for job in active]
+        parts = [job.parts for job in active]
         one_shape = len({len(part) for part in parts}) == 1 and all(
             map(alike, zip(*parts, strict=True))
         )
@@ -272,8 +245,22 @@ class Lockstep:
             self._leave(active, job)
             held.appendleft(job)
 
+    def _evaluate(self, asking: Sequence[Job]) -> Sequence[Any]:
+        """What jobs are sent that ask to be evaluated: of all at once, where that gives the same."""
+        if self._stack is not None and len(asking) > 1 and all(job.is_quiet for job in asking):
+            self._enter(None)
+            requests = [job.request for job in asking if isinstance(job.request, Evaluation)]
+            values = self._evaluator.values(self._stack, [job.replica for job in asking], requests)
+            if values is not None:
+                return values
+        answers = []
+        for job in asking:
+            self._enter(job)
+            assert job.request is not None
+            answers.append(job.replica.answer(job.request))
+        return answers
+
     def _alone(self, job: Job, row: int) -> Tensor:
-        assert job.parts is not None
         self._enter(job)
         loss = job.replica.step(job.parts)
         if self._update is not None:
@@ -296,7 +283,7 @@ class Lockstep:
             return torch.stack([loss if s is None else s.scale(loss) for s, loss in parts])
 
         scale = None if scalers[0] is None else scaled
-        parts, streams = [job.parts or [] for job in active], [job.stream for job in active]
+        parts, streams = [job.parts for job in active], [job.stream for job in active]
         return self._stack.gradients(parts, streams, scale)
 
     def _check(self, active: Sequence[Job]) -> None:
@@ -315,7 +302,6 @@ class Lockstep:
     def _plainly(self, job: Job) -> tuple[Tensor, list[Tensor | None]]:
         """The loss and the gradients of the step that a job asks for, taken alone."""
         assert self._stack is not None
-        assert job.parts is not None
         self._enter(job)
         loss = job.replica.backward(job.parts)
         gradients = [parameter.grad for parameter in self._stack.trained_of(job.replica)]

@@ -63,7 +63,7 @@ class SteppingEngine:
             steps = self.courses.steps(
                 plan, replica, num_steps, is_there=is_there, should_stop=should_stop
             )
-            take_alone(steps, replica.step)
+            take_alone(steps, replica.answer)
             if not plan.ended:
                 self.courses.keep(plan, replica)
 

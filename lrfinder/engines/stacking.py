@@ -65,8 +65,8 @@ class Stack:
         self._held: dict[int, list[nn.Parameter]] = {}  # id of a replica -> its trained parameters
         self.trained = trained_names(start)
         self.skeleton = skeleton_of(model, set(self.trained), changing, fold=fold)
-        self._loss_fn = folded_loss(start.loss_fn)
-        self._options = start.options
+        self.loss_fn = folded_loss(start.loss_fn)
+        self.options = start.options
         self.device = start.device
         own = dict(model.named_parameters())
         self._kind = kind_of(start)
@@ -212,6 +212,16 @@ class Stack:
             stream.state = state
         return result, after
 
+    def put(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        """Let the skeleton have these, in the order of the stack's own."""
+        put(self._places, parameters)
+        put(self._buffer_places, buffers)
+
+    def holds(self, buffers: Sequence[Tensor]) -> bool:
+        """Whether the skeleton has these buffers still."""
+        held = [module._buffers[key] for (module, key), *_ in self._buffer_places]
+        return all(own is given for own, given in zip(held, buffers, strict=True))
+
     def buffers_differ(
         self, some: Sequence[Tensor], others: Sequence[Tensor], rows: Sequence[int]
     ) -> str | None:
@@ -254,10 +264,9 @@ class Stack:
         def losses(
             parameters: list[Tensor], buffers: list[Tensor], batch: Batch
         ) -> tuple[Tensor, dict[int, Tensor]]:
-            put(self._places, parameters)
-            put(self._buffer_places, buffers)
-            with autocast(self.device, self._options.autocast):
-                loss = self._loss_fn(self.skeleton, batch)
+            self.put(parameters, buffers)
+            with autocast(self.device, self.options.autocast):
+                loss = self.loss_fn(self.skeleton, batch)
             if not self._checked:
                 check_loss(loss, needs_gradient=False)
                 self._checked = True

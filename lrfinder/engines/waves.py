@@ -13,7 +13,8 @@ from lrfinder.engines.batches import GIB
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.courses import SharedOrders
 from lrfinder.engines.fitting import Unfit, capacity_for
-from lrfinder.engines.lockstep import Job, Lockstep
+from lrfinder.engines.jobs import Job
+from lrfinder.engines.lockstep import Lockstep
 from lrfinder.engines.one_by_one import SteppingEngine
 from lrfinder.engines.plans import Plan
 from lrfinder.engines.randomness import Stream

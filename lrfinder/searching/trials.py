@@ -14,7 +14,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from lrfinder.engines.lockstep import Job
+from lrfinder.engines.jobs import Job
 from lrfinder.searching.budgets import Budget
 from lrfinder.searching.confirming import best_trials
 from lrfinder.searching.proposals import Hparams, UserHparams

@@ -17,13 +17,16 @@ from lrfinder.distributing import loss_of, mean
 from lrfinder.groups import check_optimizer, group_names, lr_groups, shared_lrs
 from lrfinder.schedules import StepSchedule
 from lrfinder.stepping.checks import check_loss, check_same_model, needs_closure
-from lrfinder.stepping.evaluating import autocast, evaluate
+from lrfinder.stepping.evaluating import Evaluation, Metrics, autocast, evaluate
 from lrfinder.tasks import Batch, LossFn, StepOptions, move_to
 from lrfinder.traces import Trace
 
 __all__ = [
+    "Evaluation",
+    "Metrics",
     "OnStep",
     "Replica",
+    "Request",
     "Steps",
     "StopRule",
     "autocast",
@@ -34,8 +37,10 @@ __all__ = [
 
 OnStep = Callable[[int, Tensor], None]
 StopRule = Callable[[Trace], str | None]
-# A training as a coroutine: it gives the batches of each optimizer step, and is sent the loss.
-Steps = Generator[list[Batch], Tensor, None]
+# A training as a coroutine: it gives the batches of each optimizer step, and is sent the loss; or
+# asks to be evaluated, and is sent the values.
+Request = list[Batch] | Evaluation
+Steps = Generator[Request, Any, None]
 
 
 class Replica:
@@ -109,6 +114,18 @@ class Replica:
         self.update()
         return loss
 
+    def answer(self, request: Request) -> Any:
+        """What a training is sent that asks for a step, or to be evaluated."""
+        if not isinstance(request, Evaluation):
+            return self.step(request)
+        return evaluate(
+            self.model,
+            self.loss_fn,
+            request.loader,
+            metrics=request.metrics,
+            autocast_dtype=self.options.autocast,
+        )
+
     def update(self) -> None:
         """Clip the gradients that are there, and take the optimizer's step with them."""
         scaler = self.options.scaler
@@ -142,7 +159,7 @@ class Replica:
                 on_step=on_step,
                 should_stop=should_stop,
             ),
-            self.step,
+            self.answer,
         )
 
     def steps(
@@ -226,17 +243,17 @@ class Replica:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
 
 
-def take_alone(steps: Steps, take: Callable[[list[Batch]], Tensor]) -> None:
-    """Take the steps that a coroutine asks for, until it ends. What `take` raises is raised in it."""
+def take_alone(steps: Steps, answer: Callable[[Request], Any]) -> None:
+    """Take the steps that a coroutine asks for, until it ends. What `answer` raises is raised in it."""
     try:
-        batches = next(steps)
+        request = next(steps)
         while True:
             try:
-                loss = take(batches)
+                answered = answer(request)
             except BaseException as error:
-                batches = steps.throw(error)
+                request = steps.throw(error)
             else:
-                batches = steps.send(loss)
+                request = steps.send(answered)
     except StopIteration:
         return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,13 +13,28 @@ from torch import Tensor, nn
 from lrfinder.distributing import summed, unwrapped
 from lrfinder.tasks import Batch, LossFn, batch_size, move_to
 
+Metrics = Mapping[str, Callable[[nn.Module, Batch], Tensor]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A training's request to be evaluated, as `evaluate` does it.
+
+    Args:
+        loader: Gives the batches.
+        metrics: Beside the loss.
+    """
+
+    loader: Iterable[Batch]
+    metrics: Metrics | None = None
+
 
 def evaluate(
     model: nn.Module,
     loss_fn: LossFn,
     loader: Iterable[Batch],
     *,
-    metrics: Mapping[str, Callable[[nn.Module, Batch], Tensor]] | None = None,
+    metrics: Metrics | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Mean loss and metrics over a loader, weighted by the number of samples of each batch.

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from lrfinder.schedules import Spec
-from lrfinder.stepping import OnStep, Replica, take_alone
+from lrfinder.stepping import Metrics, OnStep, Replica, take_alone
 from lrfinder.tasks import Loader, LossFn, StepOptions
 from lrfinder.traces import Trace
-from lrfinder.training.epochs import Metrics, OnEpoch, StepRecorder, StopTraining, Training
+from lrfinder.training.epochs import OnEpoch, StepRecorder, StopTraining, Training
 
 __all__ = ["OnEpoch", "StepRecorder", "StopTraining", "Training", "train"]
 
@@ -106,5 +106,5 @@ def train(
         on_epoch=on_epoch,
         verbose=verbose,
     )
-    take_alone(training.steps(), training.replica.step)
+    take_alone(training.steps(), training.replica.answer)
     return training.trace

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrfinder.datasets.fingerprints import data_facts
 from lrfinder.distributing import is_main, spread
 from lrfinder.groups import learning_rates
 from lrfinder.schedules import ScheduleDriver, Spec, drive
-from lrfinder.stepping import OnStep, Replica, Steps, evaluate
-from lrfinder.tasks import Batch, Loader, seed_everything
+from lrfinder.stepping import Evaluation, Metrics, OnStep, Replica, Steps
+from lrfinder.tasks import Loader, seed_everything
 from lrfinder.traces import Status, Trace
 from lrfinder.training.runs import Run
 
 OnEpoch = Callable[[int, Mapping[str, float], Trace], None]
-Metrics = Mapping[str, Callable[[nn.Module, Batch], Tensor]]
 
 
 class StepRecorder(Protocol):
@@ -167,7 +166,10 @@ class Training:
             yield from _epoch(run, after_step, self.checkpoint_every)
             if run.trace.status != "running":
                 return
-            values = _evaluate(run, self.val_loader, self.metrics, self.recorder)
+            values: dict[str, float] = {}
+            if self.val_loader is not None:
+                values = yield Evaluation(self.val_loader, self.metrics)
+            _keep(run, values, self.recorder)
             run.driver.after_epoch(values.get(monitor))
             if self.verbose:
                 print(_epoch_line(run.epoch, self.num_epochs, lrs))
@@ -216,26 +218,14 @@ def _after_step(run: Run, recorder: StepRecorder | None, on_step: OnStep | None)
     return after_step
 
 
-def _evaluate(
-    run: Run,
-    val_loader: Iterable[Batch] | None,
-    metrics: Metrics | None,
-    recorder: StepRecorder | None,
-) -> dict[str, float]:
-    """Measure after an epoch, and record it at the epoch's last step."""
-    replica, trace = run.replica, run.trace
-    values: dict[str, float] = {}
-    if val_loader is not None:
-        dtype = replica.options.autocast
-        values = evaluate(
-            replica.model, replica.loss_fn, val_loader, metrics=metrics, autocast_dtype=dtype
-        )
+def _keep(run: Run, values: Mapping[str, float], recorder: StepRecorder | None) -> None:
+    """Record what was measured after an epoch, at the epoch's last step."""
+    trace = run.trace
     step = len(trace) - 1
     for name, value in values.items():
         trace.add_metric(name, step, value)
     if recorder is not None:
         recorder.log_metrics(step, {**values, "epoch": float(run.epoch + 1)})
-    return values
 
 
 def _epoch_line(epoch: int, num_epochs: int, lrs: Mapping[str, float]) -> str:

@@ -15,7 +15,8 @@ from lrfinder.datasets import TensorLoader
 from lrfinder.engines import ENGINES
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.fitting import capacity_for
-from lrfinder.engines.lockstep import Job, Lockstep
+from lrfinder.engines.jobs import Job
+from lrfinder.engines.lockstep import Lockstep
 from lrfinder.engines.randomness import Stream
 from lrfinder.groups import set_learning_rate
 from lrfinder.schedules import Spec

@@ -1,0 +1,48 @@
+"""Jobs: trainings that are under way, as those see them who take their steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lrfinder.engines.randomness import Stream
+from lrfinder.stepping import Evaluation, Replica, Request, Steps
+from lrfinder.tasks import Batch
+
+END = "no more jobs"
+
+
+@dataclass(eq=False)
+class Job:
+    """A training that is under way.
+
+    Args:
+        replica: Who takes its steps.
+        steps: Asks for them.
+        stream: Where its random numbers come from.
+        is_quiet: Whether it draws none of them between its steps, as a training does that shuffles
+            its data with the random state of the process.
+    """
+
+    replica: Replica
+    steps: Steps
+    stream: Stream
+    is_quiet: bool = False
+    request: Request | None = None  # what it asks for now; None where it has ended
+    num_steps: int | None = None  # that it is to take, where that is known
+
+    def begin(self) -> None:
+        """Go on to its first request."""
+        self.request = next(self.steps, None)
+
+    @property
+    def parts(self) -> list[Batch]:
+        """The batches of the step that it asks for; none where it asks for something else."""
+        return [] if self.request is None or isinstance(self.request, Evaluation) else self.request
+
+    def take(self, answer: Any) -> None:
+        """Give it what it asked for, and go on to its next request."""
+        try:
+            self.request = self.steps.send(answer)
+        except StopIteration:
+            self.request = None
