@@ -40,6 +40,7 @@ class Chooser:
 
     Attributes:
         reason: Why it is what it is, in words.
+        note: What is to be said beside the times.
         checked: Whether the first step was found to be the same both ways.
     """
 
@@ -51,6 +52,7 @@ class Chooser:
             "it was asked for" if engine != "auto" else "there was one training at a time"
         )
         self.refused = engine == "stepping"
+        self.note = ""  # added to a reason
         self.used: set[str] = set()
         self._samples: dict[tuple[int, str], list[float]] = {}
         self._fast: int | None = None  # fewest replicas for which lockstep was faster
@@ -179,7 +181,7 @@ class Chooser:
             self._slow = max(self._slow, count)
         self.reason = (
             f"a step of {count} replicas took {1e3 * lockstep:.3g} ms together and "
-            f"{1e3 * stepping:.3g} ms one after the other"
+            f"{1e3 * stepping:.3g} ms one after the other{self.note}"
         )
 
     def _wait(self) -> None:

@@ -159,6 +159,7 @@ def kind_of(replica: Replica) -> dict[str, Any]:
             options.accumulation,
             options.clip_norm,
             options.autocast,
+            options.compile,
             options.scaler is None,
         ),
     }

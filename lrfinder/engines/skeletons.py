@@ -28,9 +28,12 @@ def trained_names(replica: Replica) -> list[str]:
 
 
 def skeleton_of(
-    model: nn.Module, trained: set[str], changing: set[str], *, fold: bool
+    model: nn.Module, trained: set[str], changing: set[str], *, fold: bool | None
 ) -> nn.Module:
-    """The model that is called for all: the shared tensors are the model's own, without gradient."""
+    """The model that is called for all: the shared tensors are the model's own, without gradient.
+
+    `fold` says whether also convolutions are folded; None folds nothing.
+    """
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         if name not in trained:
@@ -40,7 +43,7 @@ def skeleton_of(
         made = copy.deepcopy(model, memo)
     except Exception as error:  # whatever a module's own state raises
         raise Unfit(f"the model cannot be copied: {first_line(error)}") from error
-    return folded(made, convolutions=fold)
+    return made if fold is None else folded(made, convolutions=fold)
 
 
 def places_of(model: nn.Module, skeleton: nn.Module) -> dict[int, list[Place]]:

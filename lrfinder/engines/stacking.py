@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lrfinder.engines.calling import Attention, attention_by_parts, call_for_all
+from lrfinder.engines.compiling import Compiled
 from lrfinder.engines.fitting import Unfit, first_line, kind_of, out_of_memory, stacked
 from lrfinder.engines.folding import folded_loss
 from lrfinder.engines.randomness import RandomPerReplica, Stream
@@ -64,9 +65,12 @@ class Stack:
         self.replicas: list[Replica] = []
         self._held: dict[int, list[nn.Parameter]] = {}  # id of a replica -> its trained parameters
         self.trained = trained_names(start)
-        self.skeleton = skeleton_of(model, set(self.trained), changing, fold=fold)
-        self.loss_fn = folded_loss(start.loss_fn)
         self.options = start.options
+        is_plain = self.options.compile is not None
+        self.skeleton = skeleton_of(
+            model, set(self.trained), changing, fold=None if is_plain else fold
+        )
+        self.loss_fn = start.loss_fn if is_plain else folded_loss(start.loss_fn)
         self.device = start.device
         own = dict(model.named_parameters())
         self._kind = kind_of(start)
@@ -78,6 +82,13 @@ class Stack:
         self._buffer_names = [name for name in buffers if name in changing]
         self.parameters = [rows_like(own[name], capacity) for name in self.trained]
         self.buffers = [rows_like(buffers[name], capacity) for name in self._buffer_names]
+        self._compiled = (
+            Compiled(
+                self.skeleton, self.loss_fn, [*self.trained, *self._buffer_names], self.options
+            )
+            if is_plain
+            else None
+        )
         places = places_of(model, self.skeleton)
         self._places = [places[id(own[name])] for name in self.trained]
         self._buffer_places = [places[id(buffers[name])] for name in self._buffer_names]
@@ -222,6 +233,22 @@ class Stack:
         held = [module._buffers[key] for (module, key), *_ in self._buffer_places]
         return all(own is given for own, given in zip(held, buffers, strict=True))
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the next call is a compiled one: never the first, which shows what the model does."""
+        known = self.draws is False and not self._replaced
+        return self._compiled is not None and known and not self._compiled.reason
+
+    @property
+    def note(self) -> str:
+        """What is to be said about the way in which it computes."""
+        if self._compiled is None or self.draws is None:
+            return ""
+        if self.draws or self._replaced:
+            why = "it draws random numbers" if self.draws else "it replaces a buffer"
+            return f"; it is not compiled, since {why}"
+        return f"; it is not compiled: {self._compiled.reason}" if self._compiled.reason else ""
+
     def buffers_differ(
         self, some: Sequence[Tensor], others: Sequence[Tensor], rows: Sequence[int]
     ) -> str | None:
@@ -274,6 +301,17 @@ class Stack:
             new = {i: b for i, (a, b) in enumerate(zip(buffers, after, strict=True)) if a is not b}
             return loss.reshape(()), new  # type: ignore[return-value]
 
+        if self.compiles and self._compiled is not None:
+            before = [buffer.clone() for buffer in buffers]
+            try:
+                with attention_by_parts(self._attends):
+                    return self._compiled(self._leaves, buffers, batch, dims), {}
+            except Exception as error:
+                if out_of_memory(error):
+                    raise
+                self._compiled.reason = first_line(error)
+                for buffer, value in zip(buffers, before, strict=True):
+                    buffer.copy_(value)
         is_proven = self.draws is not None
         watch = Attention()
         with (

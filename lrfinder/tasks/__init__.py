@@ -55,12 +55,17 @@ class StepOptions:
         autocast: dtype of `torch.autocast` for the forward pass (torch.bfloat16, torch.float16);
             None for none.
         scaler: A `torch.amp.GradScaler` for float16 gradients; None for none.
+        compile: Backend of `torch.compile` ("inductor", "cudagraphs") for the steps that replicas
+            take in lockstep; None for none. It takes seconds to minutes before the first step, and
+            again for each number of replicas in step. A single replica is not compiled: give a
+            compiled model for that.
     """
 
     accumulation: int = 1
     clip_norm: float | None = None
     autocast: torch.dtype | None = None
     scaler: torch.amp.GradScaler | None = None
+    compile: str | None = None
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:
@@ -71,6 +76,13 @@ class StepOptions:
             raise ValueError(
                 f"`clip_norm > 0` must hold, but got clip_norm={self.clip_norm}. Use None for no clipping."
             )
+        if self.compile is not None:
+            backends = torch.compiler.list_backends(exclude_tags=())
+            if self.compile not in backends:
+                raise ValueError(
+                    f"`compile` must be a backend of torch.compile ({', '.join(backends)}), "
+                    f"but got compile={self.compile!r}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
