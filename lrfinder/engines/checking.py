@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.fitting import Unfit
 from lrfinder.engines.randomness import Stream
+from lrfinder.engines.skeletons import attributes_of
 from lrfinder.engines.stacking import Stack
 from lrfinder.stepping import Replica
 
+Result = TypeVar("Result")
 Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
 
 # Largest difference of a gradient, as a share of the largest gradient of its replica.
@@ -50,12 +56,12 @@ def check_together(
         limit = tolerance(stack.replicas[0])
         rows = sorted({0, len(stack.replicas) - 1})
         began = time.perf_counter()
-        found, buffers = stack.rehearse(together, streams)
+        found, buffers = rehearse(stack, together, streams)
         compiles = stack.compiles
         if compiles:
-            found, buffers = stack.rehearse(together, streams)
+            found, buffers = rehearse(stack, together, streams)
         between = time.perf_counter()
-        plain, others = stack.rehearse(lambda: [alone(row) for row in rows], streams)
+        plain, others = rehearse(stack, lambda: [alone(row) for row in rows], streams)
         seconds = (time.perf_counter() - between) / len(rows), between - began
         if not compiles:
             chooser.look(len(stack.replicas), *seconds)
@@ -63,7 +69,7 @@ def check_together(
             theirs = [None if gradient is None else gradient[row] for gradient in found[1]]
             if complaint := differs(own, (found[0][row], theirs), limit):
                 return complaint
-        return stack.buffers_differ(buffers, others, rows)
+        return buffers_differ(stack, buffers, others, rows)
 
     with original_unused(original):
         complaint = compared()
@@ -76,6 +82,53 @@ def check_together(
         raise Unfit(f"the first step was not the same: {complaint}")
     chooser.checked = True
     chooser.note = stack.note
+
+
+def rehearse(
+    stack: Stack, call: Callable[[], Result], streams: Sequence[Stream]
+) -> tuple[Result, list[Tensor]]:
+    """What `call` returns and what it makes of the buffers; then all is as before.
+
+    Raises:
+        Unfit: If it draws from Python's or NumPy's random state, or leaves tensors in
+            attributes of the model, where the next step could use them.
+    """
+    buffers = [rows[: len(stack.replicas)] for rows in stack.buffers]
+    before = [buffer.clone() for buffer in buffers]
+    states = [stream.state for stream in streams]
+    attributes = attributes_of(stack.skeleton)
+    kept = random.getstate(), np.random.get_state()
+    with warnings.catch_warnings():
+        # vmap warns where it has no rule for an operation and loops over the replicas.
+        warnings.filterwarnings("error", message="There is a performance drop")
+        result = call()
+    for row in range(len(stack.replicas)):
+        stack.take_replaced(row)
+    now = random.getstate(), np.random.get_state()
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])
+    if now[0] != kept[0] or not all(map(np.array_equal, now[1], kept[1])):
+        raise Unfit("the loss draws from Python's or NumPy's random state")
+    for name, value in attributes_of(stack.skeleton).items():
+        if value is not attributes.get(name):
+            raise Unfit(f"the model keeps a tensor of the step in {name!r}")
+    after = [buffer.clone() for buffer in buffers]
+    for buffer, value in zip(buffers, before, strict=True):
+        buffer.copy_(value)
+    for stream, state in zip(streams, states, strict=True):
+        stream.state = state
+    return result, after
+
+
+def buffers_differ(
+    stack: Stack, some: Sequence[Tensor], others: Sequence[Tensor], rows: Sequence[int]
+) -> str | None:
+    """Which of the buffers that `rehearse` returned differs in these rows, but for rounding."""
+    for name, one, other in zip(stack.buffer_names, some, others, strict=True):
+        pair = (one[rows].double(), other[rows].double())
+        if not torch.allclose(*pair, rtol=1e-3, atol=1e-5, equal_nan=True):
+            return f"the buffer {name!r} was another"
+    return None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from lrfinder.engines.fitting import first_line, out_of_memory
 from lrfinder.stepping import autocast
 from lrfinder.tasks import Batch, LossFn, StepOptions
 
@@ -51,6 +52,26 @@ class Compiled:
                 dynamic=False,
             )
         return self._made[key](list(parameters), list(buffers), batch)
+
+    def note(self, *, draws: bool, replaces: bool) -> str:
+        """Why a model that does such things is not compiled, to be added to a reason; empty where it is."""
+        why = "it draws random numbers" if draws else "it replaces a buffer" if replaces else ""
+        return f"; it is not compiled: {why or self.reason}" if why or self.reason else ""
+
+    def losses(
+        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], batch: Batch, dims: Any
+    ) -> Tensor | None:
+        """As a call; None where that fails, with buffers as they were. Then it has a `reason`."""
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            return self(parameters, buffers, batch, dims)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            self.reason = first_line(error)
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+            return None
 
     def _of_one(self, parameters: list[Tensor], buffers: list[Tensor], batch: Batch) -> Tensor:
         tensors = dict(zip(self._names, [*parameters, *buffers], strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrfinder.engines.randomness import Stream
 from lrfinder.stepping import Replica
-from lrfinder.tasks import Batch
+from lrfinder.tasks import Batch, move_to
 
 # More at a time bring little: the CPU's caches are full, a GPU is busy.
 MOST_ON_CPU, MOST_ON_GPU = 64, 512
@@ -168,3 +168,37 @@ def kind_of(replica: Replica) -> dict[str, Any]:
 def first_line(error: BaseException) -> str:
     """What an error says, for a reason of one line."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def check_kind(replica: Replica, kind: Mapping[str, Any], shared: Mapping[str, Tensor]) -> None:
+    """Raise an Unfit that says what is another than in the start.
+
+    Args:
+        replica: It is to join.
+        kind: What `kind_of` gave of the start.
+        shared: Its parameters and buffers that all must have alike, by name.
+    """
+    own_kind = kind_of(replica)
+    for what, ours in kind.items():
+        if own_kind[what] != ours:
+            raise Unfit(f"replicas must have the same {what}, but these differ")
+    own = dict(replica.model.named_parameters()) | dict(replica.model.named_buffers())
+    for name, tensor in shared.items():
+        if own[name] is not tensor and not torch.equal(own[name], tensor):
+            raise Unfit(f"{name!r} is not trained, but differs between the replicas")
+
+
+def moved(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
+    """The batches on the device; one that several rows have is moved once, and stays the very same."""
+    found: dict[int, Batch] = {}
+    for batch in batches:
+        if id(batch) not in found:
+            found[id(batch)] = move_to(batch, device)
+    return [found[id(batch)] for batch in batches]
+
+
+def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """The sum of two gradients, of which one may be none."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other

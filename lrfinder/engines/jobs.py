@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from lrfinder.engines.randomness import Stream
 from lrfinder.stepping import Evaluation, Replica, Request, Steps
@@ -46,3 +50,16 @@ class Job:
             self.request = self.steps.send(answer)
         except StopIteration:
             self.request = None
+
+
+def scale_of(jobs: Sequence[Job]) -> Callable[[Tensor], Tensor] | None:
+    """Losses of all -> what is differentiated, each by its own scaler; None where there is none."""
+    scalers = [job.replica.options.scaler for job in jobs]
+    if scalers[0] is None:
+        return None
+
+    def scaled(losses: Tensor) -> Tensor:
+        parts = zip(scalers, losses.unbind(), strict=True)
+        return torch.stack([loss if s is None else s.scale(loss) for s, loss in parts])
+
+    return scaled

@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lrfinder.engines.checking import check_together, original_unused
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.evaluating import Evaluator
 from lrfinder.engines.fitting import Unfit, alike, changing_buffers, out_of_memory
-from lrfinder.engines.jobs import END, Job
+from lrfinder.engines.jobs import END, Job, scale_of
 from lrfinder.engines.stacking import Stack
 from lrfinder.engines.updates import Update, make_update
 from lrfinder.stepping import Evaluation, Replica
@@ -199,8 +198,9 @@ class Lockstep:
             self.steps += 1
             return losses
         way = self.chooser.way(len(active)) if self._shared else "alone"
-        # Where more will be under way than now, what is slow now may be quick then.
-        if way == "alone" and len(active) > 1 and not self._more_to_come:
+        if (
+            way == "alone" and len(active) > 1 and not self._more_to_come
+        ):  # of more it may be quick
             self._disband(active, held)
         parts = [job.parts for job in active]
         one_shape = len({len(part) for part in parts}) == 1 and all(
@@ -276,15 +276,8 @@ class Lockstep:
     def _gradients(self, active: Sequence[Job]) -> tuple[Tensor, list[Tensor | None]]:
         assert self._stack is not None
         self._enter(None)
-        scalers = [job.replica.options.scaler for job in active]
-
-        def scaled(losses: Tensor) -> Tensor:
-            parts = zip(scalers, losses.unbind(), strict=True)
-            return torch.stack([loss if s is None else s.scale(loss) for s, loss in parts])
-
-        scale = None if scalers[0] is None else scaled
         parts, streams = [job.parts for job in active], [job.stream for job in active]
-        return self._stack.gradients(parts, streams, scale)
+        return self._stack.gradients(parts, streams, scale_of(active))
 
     def _check(self, active: Sequence[Job]) -> None:
         """Compare the gradients of the next step both ways, for the first replica and the last."""

@@ -8,23 +8,28 @@ a frozen trunk on a batch that all see, is computed once.
 
 from __future__ import annotations
 
-import random
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lrfinder.engines.calling import Attention, attention_by_parts, call_for_all
 from lrfinder.engines.compiling import Compiled
-from lrfinder.engines.fitting import Unfit, first_line, kind_of, out_of_memory, stacked
+from lrfinder.engines.fitting import (
+    Unfit,
+    added,
+    check_kind,
+    first_line,
+    kind_of,
+    moved,
+    out_of_memory,
+    stacked,
+)
 from lrfinder.engines.folding import folded_loss
 from lrfinder.engines.randomness import RandomPerReplica, Stream
 from lrfinder.engines.skeletons import (
-    attributes_of,
     places_of,
     put,
     rows_like,
@@ -32,7 +37,7 @@ from lrfinder.engines.skeletons import (
     trained_names,
 )
 from lrfinder.stepping import Replica, autocast, check_loss
-from lrfinder.tasks import Batch, move_to
+from lrfinder.tasks import Batch
 
 Result = TypeVar("Result")
 
@@ -79,19 +84,20 @@ class Stack:
         }
         buffers = dict(model.named_buffers())
         self._shared |= {name: b for name, b in buffers.items() if name not in changing}
-        self._buffer_names = [name for name in buffers if name in changing]
+        self.buffer_names = [name for name in buffers if name in changing]
         self.parameters = [rows_like(own[name], capacity) for name in self.trained]
-        self.buffers = [rows_like(buffers[name], capacity) for name in self._buffer_names]
+        self.buffers = [rows_like(buffers[name], capacity) for name in self.buffer_names]
         self._compiled = (
             Compiled(
-                self.skeleton, self.loss_fn, [*self.trained, *self._buffer_names], self.options
+                self.skeleton, self.loss_fn, [*self.trained, *self.buffer_names], self.options
             )
             if is_plain
             else None
         )
         places = places_of(model, self.skeleton)
         self._places = [places[id(own[name])] for name in self.trained]
-        self._buffer_places = [places[id(buffers[name])] for name in self._buffer_names]
+        self._first = [found[0] for found in self._places]
+        self._buffer_places = [places[id(buffers[name])] for name in self.buffer_names]
         self._versions = [
             (name, b, b._version) for name, b in buffers.items() if name in self._shared
         ]
@@ -126,14 +132,14 @@ class Stack:
             The row that it had, and the row that moved there.
         """
         row, last = self.row(replica), len(self.replicas) - 1
-        self._take_replaced(row)
+        self.take_replaced(row)
         for tensor in self._tensors(replica):
             tensor.data = tensor.data.clone()
         del self._held[id(replica)]
         moved = self.replicas.pop()
         if row != last:
             self.replicas[row] = moved
-            self._take_replaced(last, moved)
+            self.take_replaced(last, moved)
             for stack, tensor in zip(self._stacks(), self._tensors(moved), strict=True):
                 stack[row].copy_(stack[last])
                 tensor.data = stack[row]
@@ -174,54 +180,19 @@ class Stack:
         if not self._leaves:
             self._leaves = [stack[:count].detach().requires_grad_() for stack in self.parameters]
         for row in range(count) if self._replaced else ():
-            self._take_replaced(row)
+            self.take_replaced(row)
         share = 1.0 / len(parts[0])
         total: Tensor | None = None
         gradients: list[Tensor | None] = [None] * len(self._leaves)
         for batches in zip(*parts, strict=True):
-            losses = self._losses(_moved(batches, self.device), streams)
+            losses = self._losses(moved(batches, self.device), streams)
             losses = losses if share == 1.0 else losses * share
             target = losses if scale is None else scale(losses)
             found = torch.autograd.grad(target.sum(), self._leaves, allow_unused=True)
-            gradients = [_added(a, b) for a, b in zip(gradients, found, strict=True)]
+            gradients = [added(a, b) for a, b in zip(gradients, found, strict=True)]
             total = losses.detach() if total is None else total + losses.detach()
         assert total is not None
         return total, gradients
-
-    def rehearse(
-        self, call: Callable[[], Result], streams: Sequence[Stream]
-    ) -> tuple[Result, list[Tensor]]:
-        """What `call` returns and what it makes of the buffers; then all is as before.
-
-        Raises:
-            Unfit: If it draws from Python's or NumPy's random state, or leaves tensors in
-                attributes of the model, where the next step could use them.
-        """
-        buffers = [stack[: len(self.replicas)] for stack in self.buffers]
-        before = [buffer.clone() for buffer in buffers]
-        states = [stream.state for stream in streams]
-        attributes = attributes_of(self.skeleton)
-        kept = random.getstate(), np.random.get_state()
-        with warnings.catch_warnings():
-            # vmap warns where it has no rule for an operation and loops over the replicas.
-            warnings.filterwarnings("error", message="There is a performance drop")
-            result = call()
-        for row in range(len(self.replicas)):
-            self._take_replaced(row)
-        now = random.getstate(), np.random.get_state()
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        if now[0] != kept[0] or not all(map(np.array_equal, now[1], kept[1])):
-            raise Unfit("the loss draws from Python's or NumPy's random state")
-        for name, value in attributes_of(self.skeleton).items():
-            if value is not attributes.get(name):
-                raise Unfit(f"the model keeps a tensor of the step in {name!r}")
-        after = [buffer.clone() for buffer in buffers]
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-        for stream, state in zip(streams, states, strict=True):
-            stream.state = state
-        return result, after
 
     def put(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         """Let the skeleton have these, in the order of the stack's own."""
@@ -244,20 +215,7 @@ class Stack:
         """What is to be said about the way in which it computes."""
         if self._compiled is None or self.draws is None:
             return ""
-        if self.draws or self._replaced:
-            why = "it draws random numbers" if self.draws else "it replaces a buffer"
-            return f"; it is not compiled, since {why}"
-        return f"; it is not compiled: {self._compiled.reason}" if self._compiled.reason else ""
-
-    def buffers_differ(
-        self, some: Sequence[Tensor], others: Sequence[Tensor], rows: Sequence[int]
-    ) -> str | None:
-        """Which of the buffers that `rehearse` returned differs in these rows, but for rounding."""
-        for name, one, other in zip(self._buffer_names, some, others, strict=True):
-            pair = (one[rows].double(), other[rows].double())
-            if not torch.allclose(*pair, rtol=1e-3, atol=1e-5, equal_nan=True):
-                return f"the buffer {name!r} was another"
-        return None
+        return self._compiled.note(draws=self.draws, replaces=bool(self._replaced))
 
     def _losses(self, batches: Sequence[Batch], streams: Sequence[Stream]) -> Tensor:
         """Losses of one batch for each row, with their graph."""
@@ -297,21 +255,20 @@ class Stack:
             if not self._checked:
                 check_loss(loss, needs_gradient=False)
                 self._checked = True
+            for name, given, (module, key) in zip(
+                self.trained, parameters, self._first, strict=True
+            ):
+                if module._parameters.get(key) is not given:
+                    raise Unfit(f"the model puts another tensor in the place of {name!r}")
             after = [module._buffers[key] for (module, key), *_ in self._buffer_places]
             new = {i: b for i, (a, b) in enumerate(zip(buffers, after, strict=True)) if a is not b}
             return loss.reshape(()), new  # type: ignore[return-value]
 
         if self.compiles and self._compiled is not None:
-            before = [buffer.clone() for buffer in buffers]
-            try:
-                with attention_by_parts(self._attends):
-                    return self._compiled(self._leaves, buffers, batch, dims), {}
-            except Exception as error:
-                if out_of_memory(error):
-                    raise
-                self._compiled.reason = first_line(error)
-                for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
+            with attention_by_parts(self._attends):
+                found = self._compiled.losses(self._leaves, buffers, batch, dims)
+            if found is not None:
+                return found, {}
         is_proven = self.draws is not None
         watch = Attention()
         with (
@@ -342,10 +299,10 @@ class Stack:
         return [*self._held[id(replica)], *self._buffers_of(replica)]
 
     def _buffers_of(self, replica: Replica) -> list[Tensor]:
-        buffers = dict(replica.model.named_buffers()) if self._buffer_names else {}
-        return [buffers[name] for name in self._buffer_names]
+        buffers = dict(replica.model.named_buffers()) if self.buffer_names else {}
+        return [buffers[name] for name in self.buffer_names]
 
-    def _take_replaced(self, row: int, replica: Replica | None = None) -> None:
+    def take_replaced(self, row: int, replica: Replica | None = None) -> None:
         """Bring home buffers in whose place the replica's own model has put others, as an evaluation may."""
         buffers = self._buffers_of(replica or self.replicas[row]) if self._replaced else []
         for index in self._replaced:
@@ -359,26 +316,4 @@ class Stack:
             raise ValueError(
                 f"A stack must hold at most {self.capacity} replicas, but got one more."
             )
-        kind = kind_of(replica)
-        for what, ours in self._kind.items():
-            if kind[what] != ours:
-                raise Unfit(f"replicas must have the same {what}, but these differ")
-        own = dict(replica.model.named_parameters()) | dict(replica.model.named_buffers())
-        for name, tensor in self._shared.items():
-            if own[name] is not tensor and not torch.equal(own[name], tensor):
-                raise Unfit(f"{name!r} is not trained, but differs between the replicas")
-
-
-def _moved(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
-    """The batches on the device; one that several rows have is moved once, and stays the very same."""
-    moved: dict[int, Batch] = {}
-    for batch in batches:
-        if id(batch) not in moved:
-            moved[id(batch)] = move_to(batch, device)
-    return [moved[id(batch)] for batch in batches]
-
-
-def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
+        check_kind(replica, self._kind, self._shared)

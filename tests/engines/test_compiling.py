@@ -51,7 +51,7 @@ def test_inductor() -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("mlp with dropout", "it draws random numbers"), ("replaced buffer", "replaces a buffer")],
+    [("mlp with dropout", "it draws random numbers"), ("replaced buffer", "it replaces a buffer")],
 )
 def test_what_is_not_compiled_goes_in_lockstep_as_ever(
     name: str, reason: str, monkeypatch: pytest.MonkeyPatch

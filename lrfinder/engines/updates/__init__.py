@@ -14,7 +14,7 @@ import torch
 
 from lrfinder.engines.stacking import Stack
 from lrfinder.engines.updates.affine import AFFINE, Affine
-from lrfinder.engines.updates.native import NATIVE, is_written_out
+from lrfinder.engines.updates.native import NATIVE
 from lrfinder.engines.updates.views import Update, Views
 from lrfinder.schedules.schedulers import mark_stepped
 from lrfinder.stepping import Replica
@@ -28,7 +28,7 @@ def make_update(stack: Stack, start: Replica) -> Update:
     kind = type(start.optimizer)
     if not _is_plain(start):
         return Views(stack)
-    if kind in NATIVE and is_written_out(start.optimizer):
+    if kind in NATIVE and _is_written_out(start.optimizer):
         return NATIVE[kind](stack)
     return Affine(stack) if kind in AFFINE else Views(stack)
 
@@ -45,3 +45,15 @@ def _is_plain(replica: Replica) -> bool:
     hooked = any(hook is not mark_stepped for some in hooks for hook in some.values())
     is_complex = any(parameter.is_complex() for parameter in replica.parameters)
     return not hooked and not is_complex and replica.options.scaler is None
+
+
+def _is_written_out(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether nothing is asked of an optimizer of `NATIVE` that is not written here."""
+    usual = {"decoupled_weight_decay": type(optimizer) is torch.optim.AdamW}
+    usual |= dict.fromkeys(("amsgrad", "maximize", "differentiable", "capturable"), False)
+    return not any(
+        bool(group[key]) != value
+        for group in optimizer.param_groups
+        for key, value in usual.items()
+        if key in group
+    )

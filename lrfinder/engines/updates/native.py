@@ -140,12 +140,12 @@ class Native:
 
     def _gather(self) -> None:
         """Look at the options of all replicas' groups; columns are made anew where one has changed."""
-        picked, device = self._picked, self._stack.device
-        known = [picked(g) for r in self._stack.replicas for g in r.optimizer.param_groups]
+        replicas, device = self._stack.replicas, self._stack.device
+        known = [self._picked(g) for r in replicas for g in r.optimizer.param_groups]
         if known == self._known:
             return
         self._known, self._shaped = known, {}
-        number = len(self._stack.replicas[0].optimizer.param_groups)
+        number = len(replicas[0].optimizer.param_groups)
         if len(self._columns) != number:
             self._values, self._columns = [{} for _ in range(number)], [{} for _ in range(number)]
         for group, (values, columns) in enumerate(zip(self._values, self._columns, strict=True)):
@@ -280,18 +280,6 @@ NATIVE: Mapping[type, Callable[[Stack], Update]] = {
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
 }
-
-
-def is_written_out(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether nothing is asked of an optimizer of `NATIVE` that is not written here."""
-    usual = {"decoupled_weight_decay": type(optimizer) is torch.optim.AdamW}
-    usual |= dict.fromkeys(("amsgrad", "maximize", "differentiable", "capturable"), False)
-    return not any(
-        bool(group[key]) != value
-        for group in optimizer.param_groups
-        for key, value in usual.items()
-        if key in group
-    )
 
 
 def _is_on(value: Any) -> bool:
