@@ -55,8 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["best_hparams", "confirmed", "importances", "search"]
 
-# Trials that are under way together do not learn from each other, and a pruner that compares with
-# those that were completed has none to compare the first ones with.
+# Trials that are under way together do not learn from each other.
 SHARE_AT_ONCE = 1 / 8
 USUAL_TRIALS = 32  # where no number is given
 
@@ -159,8 +158,8 @@ def search(
             what is done of it and all that there is.
         at_once: The most trials that are under way at a time in lockstep, >= 1; one that is pruned
             makes room for the next at once. Those do not learn from each other, so None is an
-            eighth of `n_trials`; more pay with a pruner that compares with all that have reported,
-            as `SuccessiveHalvingPruner` does.
+            eighth of `n_trials`; more are faster, and their best is a little worse. Where a pruner
+            needs complete trials to compare with, so many go first, and the others after them.
         grace_period: Seconds without a sign of life, > 0, after which a worker that shares the
             study is taken for lost, and its trial is given to the others.
 
