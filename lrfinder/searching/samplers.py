@@ -79,7 +79,7 @@ def trials_before_pruning(pruner: BasePruner) -> int:
     """How many trials must be complete before the pruner compares others with them; 0 where none must.
 
     Example:
-        >>> trials_before_pruning(make_pruner("PatientPruner(MedianPruner(3), 1)", num_epochs=9))
+        >>> trials_before_pruning(make_pruner("MedianPruner(3)", num_epochs=9))
         3
     """
     # Optuna keeps them where only its own classes look.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from lrfinder.searching.samplers import make_pruner, make_sampler
+from lrfinder.searching.samplers import make_pruner, make_sampler, trials_before_pruning
 from lrfinder.searching.studies import quiet_optuna
 
 
@@ -80,3 +80,20 @@ def test_arguments_are_passed_on_and_may_be_pruners() -> None:
 def test_a_text_that_is_no_sampler_is_told_and_runs_nothing(text, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_sampler(text, seed=0, n_trials=1)
+
+
+@pytest.mark.filterwarnings("ignore:PatientPruner is experimental")
+def test_pruners_are_told_how_long_trials_are_and_tell_how_many_they_need() -> None:
+    halving = make_pruner("SuccessiveHalvingPruner", num_epochs=12)
+    assert vars(halving)["_min_resource"] == 1  # and not "auto", which prunes nothing at first
+    assert (
+        vars(make_pruner("SuccessiveHalvingPruner(min_resource=3)", num_epochs=12))[
+            "_min_resource"
+        ]
+        == 3
+    )
+    assert vars(make_pruner("HyperbandPruner", num_epochs=12))["_max_resource"] == 12
+    needed = {"MedianPruner": 4, "PercentilePruner(25.0)": 5, "SuccessiveHalvingPruner": 0,
+              "HyperbandPruner": 0, "PatientPruner(MedianPruner(3), 1)": 3, "NopPruner": 0}  # fmt: skip
+    found = {name: trials_before_pruning(make_pruner(name, num_epochs=12)) for name in needed}
+    assert found == needed
