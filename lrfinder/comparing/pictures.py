@@ -79,10 +79,13 @@ def _plot_lrs(axes: Axes, variants: Sequence[Variant]) -> None:
     if any(np.any(lrs > 0) for run in runs for _, lrs in run.lrs.values()):
         axes.set_yscale("log")  # an LR of 0 is a gap in it
     axes.set_ylabel("learning rate", fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL - 1)
     if groups:
         styles = [STYLES[i % len(STYLES)] for i in range(len(groups))]
         handles = [Line2D([], [], color=ink(), linestyle=style) for style in styles]
-        axes.legend(handles, groups, title="param group", fontsize=SMALL - 1)
+        axes.legend(
+            handles, groups, title="param group", fontsize=SMALL - 1, title_fontsize=SMALL - 1
+        )
 
 
 def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
@@ -99,6 +102,8 @@ def _plot_losses(axes: Axes, variants: Sequence[Variant], metric: str) -> None:
     if spans_decades(drawn, WIDE_RANGE):
         axes.set_yscale("log")  # else one loss that jumped makes a flat line of all others
     axes.set_xlabel("optimizer step", fontsize=SMALL)
-    axes.set_ylabel(metric if metric == "train/loss" else f"{metric} (thin: train/loss)")
+    label = metric if metric == "train/loss" else f"{metric} (thin: train/loss)"
+    axes.set_ylabel(label, fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL - 1)
     handles = [Line2D([], [], linewidth=1.8, **_style(index)) for index in range(len(variants))]
     axes.legend(handles, _labels(variants), fontsize=SMALL - 1)
