@@ -15,10 +15,14 @@ from lrfinder.suggestions.surrogates import Surrogate
 
 NEAR = 8  # candidates around which the landscape is looked at
 
-# Softness of the minimum. A line is known all along it, and the middle of its valley is steadier than
-# its lowest place. In a box the lowest place is the less to be trusted the more LRs there are.
-SOFTNESS_OF_LINE = 0.6
-SOFTNESS_OF_TWO = 0.2
+# How a landscape is read, by measurement (docs/log.md). A line is known well enough to follow the cliff
+# at its upper end, a box is not: it is taken for smoother. A soft minimum lies in the middle of a
+# valley: where all of a line was followed that is steadier than its lowest place, and with many LRs the
+# lowest place is an accident.
+LENGTH_SCALES = {"equal": (0.3, 3.0), "joint": (1.0, 5.0)}
+SOFTNESS_OF_WHOLE_LINE = 0.6
+SOFTNESS_OF_LINE = 0.3
+SOFTNESS_OF_TWO = 0.25
 SOFTNESS_OF_MORE = 0.6
 
 # A training of T steps is best served by what is best after c sqrt(T) steps at a constant LR: it has
@@ -58,7 +62,12 @@ class Landscape:
             points += [self._point(standing.lrs) for standing in judged]
             steps += [rung] * len(judged)
             gaps += np.clip(share, 0.0, 1.0).tolist()
-        return Surrogate(np.array(points), np.array(steps, dtype=float), np.array(gaps))
+        return Surrogate(
+            np.array(points),
+            np.array(steps, dtype=float),
+            np.array(gaps),
+            length_scales=LENGTH_SCALES["equal" if self._line else "joint"],
+        )
 
     def best(self, steps: float, *, seed: int = 0) -> dict[str, float]:
         """Group -> the LR that is expected to be best after `steps`."""
@@ -79,7 +88,8 @@ class Landscape:
     @property
     def _softness(self) -> float:
         if self._line:
-            return SOFTNESS_OF_LINE
+            whole = all(one.rung == RUNGS[-1] or one.diverged for one in self._standings)
+            return SOFTNESS_OF_WHOLE_LINE if whole else SOFTNESS_OF_LINE
         return SOFTNESS_OF_TWO if len(self._groups) == 2 else SOFTNESS_OF_MORE
 
     def advantage(self, first: Lrs, second: Lrs, steps: float) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 Points = NDArray[np.float64]
 
-LENGTH_SCALES = (1.0, 5.0)  # decades, of an LR and of the number of steps
 NOISES = (0.02, 0.5)  # variance of the noise as a share of the variance of what was measured
 CAUTION = 0.5  # standard errors by which a place is taken for worse than it is expected to be
 NUM_POINTS = 2000  # at which the landscape is looked at
@@ -35,12 +34,21 @@ class Surrogate:
         lrs: log10 of the LRs, shape (N, G).
         steps: After which each was judged, shape (N,), > 0.
         gaps: Shape (N,), in 0 .. 1 and finite.
+        length_scales: The shortest and the longest that is looked at, in decades, of an LR and of
+            the number of steps.
 
     Source: Rasmussen and Williams, 2006, section 2.2; the number of steps as an input: Kandasamy et
     al., 2017, arXiv 1703.06240.
     """
 
-    def __init__(self, lrs: Points, steps: NDArray[np.float64], gaps: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        lrs: Points,
+        steps: NDArray[np.float64],
+        gaps: NDArray[np.float64],
+        *,
+        length_scales: tuple[float, float],
+    ) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -48,7 +56,7 @@ class Surrogate:
         inputs = np.column_stack([lrs, np.log10(steps)])
         count = inputs.shape[1]
         kernel = ConstantKernel(1.0, (0.05, 20.0)) * RBF(
-            np.ones(count), [LENGTH_SCALES] * count
+            np.ones(count), [length_scales] * count
         ) + WhiteKernel(0.05, NOISES)
         self._process = GaussianProcessRegressor(
             kernel, alpha=1e-6, normalize_y=True, random_state=0
