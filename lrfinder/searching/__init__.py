@@ -7,8 +7,7 @@ winner. So it does not end worse than they do on the metric that it minimises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +16,27 @@ from optuna.trial import FrozenTrial
 
 from lrfinder.distributing import is_distributed
 from lrfinder.progressing import Progress, shown
-from lrfinder.ranging import RangeTest, range_test
-from lrfinder.searching.arguments import Settings, check_arguments
-from lrfinder.searching.budgets import RANGE_TEST_KEY, Budget
+from lrfinder.ranging import RangeTest
+from lrfinder.searching.arguments import check_arguments
+from lrfinder.searching.beginnings import random_states_kept, study_space, trial_steps
+from lrfinder.searching.budgets import Budget
 from lrfinder.searching.confirming import Confirmation, best_trials, confirmed, most_trials
 from lrfinder.searching.proposals import UserHparams
 from lrfinder.searching.reading import best_hparams, importances
 from lrfinder.searching.recipes import Recipe, TaskMaker
 from lrfinder.searching.samplers import make_pruner, make_sampler
-from lrfinder.searching.spaces import Space
-from lrfinder.searching.starts import box_of, first_params, first_points, look_at, refusals
 from lrfinder.searching.storages import lock
 from lrfinder.searching.studies import (
     ENGINE_KEY,
     SPACE_KEY,
-    begin_study,
-    check_same_search,
     count_done,
     is_counted,
     open_study,
     quiet_optuna,
-    was_begun,
 )
 from lrfinder.searching.trials import Trials
 from lrfinder.searching.workers import GRACE_PERIOD, Worker
-from lrfinder.snapshots import random_state, set_random_state
-from lrfinder.tasks import Task, planned_steps
+from lrfinder.tasks import Task
 from lrfinder.training.together import run_together
 
 if TYPE_CHECKING:
@@ -195,7 +189,7 @@ def search(
         confirm=confirm,
     )
     if n_steps is not None:
-        budget = replace(budget, trial_steps=_trial_steps(recipe.base, settings))
+        budget = replace(budget, trial_steps=trial_steps(recipe.base, settings))
     expected = n_trials or USUAL_TRIALS
     several = max(1, int(expected * SHARE_AT_ONCE)) if at_once is None else at_once
     sampling: dict[str, Any] = {
@@ -203,12 +197,14 @@ def search(
         "conditional": len(settings.schedules) > 1 or hparams is not None,
     }
 
-    with shown(progress) as show, quiet_optuna(), _random_states_kept():
+    with shown(progress) as show, quiet_optuna(), random_states_kept():
         make_sampler(sampler, seed=seed, **sampling)  # a bad name is told before all else
         made_pruner = make_pruner(pruner, num_epochs=settings.num_epochs)
         name = study_name or f"{recipe.base.name}-{'-'.join(settings.schedules)}"
         with open_study(storage, name, directions=settings.directions) as study:
-            space = _space(study, recipe.base, settings, hparams, warm_start, n_trials, show)
+            space = study_space(
+                study, recipe.base, settings, hparams, warm_start, n_trials=n_trials, progress=show
+            )
         # A seeded sampler that starts again would propose what it proposed before.
         moved = (seed + len(study.get_trials(deepcopy=False))) % 2**32
         study.sampler = make_sampler(sampler, seed=moved, **sampling)
@@ -236,7 +232,7 @@ def search(
         try:
             guard = lock(storage, study.study_name)
             with Worker(
-                study, guard, grace_period=grace_period, on_lost=trials.record_lost
+                study, guard, grace_period=grace_period, on_lost=trials.records.of_lost
             ) as worker:
                 for jobs in trials.groups(worker, budget, several):
                     chooser = run_together(
@@ -265,69 +261,8 @@ def search(
             error.add_note(_how_to_go_on(study, in_memory=storage is None))
             raise
         finally:
-            trials.record_links(study)
+            trials.records.link(study)
     return study
-
-
-def _space(
-    study: optuna.Study,
-    task: Task,
-    settings: Settings,
-    user: UserHparams | None,
-    warm_start: RangeTest | bool | None,
-    n_trials: int | None,
-    progress: Progress | None,
-) -> Space:
-    """The study's space: its own where it was begun, else that of a range test, noted in the study."""
-    own = look_at(user, list(task.groups))
-    here = settings.note() | {"hparams": own.note()}
-    result = warm_start if isinstance(warm_start, RangeTest) else None
-    if was_begun(study):
-        given = {} if result is None else _space_of(result, task, settings).to_dict()
-        return check_same_search(study, here | given)
-    if result is None and warm_start is not False:
-        result = _measure(task, settings, progress)
-    if result is not None:
-        cost = {"steps": result.cost.steps, "seconds": result.cost.seconds}
-        space = _space_of(result, task, settings)
-        study.set_user_attr(RANGE_TEST_KEY, cost | {"refused": refusals(result, space.wide)})
-        starts = first_params(result, space, own.distributions)
-    else:
-        space, starts = settings.space(dict.fromkeys(task.groups)), []
-    begin_study(study, here | space.to_dict(), starts[:n_trials])  # none is left waiting
-    return space
-
-
-def _space_of(result: RangeTest, task: Task, settings: Settings) -> Space:
-    brackets = result.suggestion.brackets
-    if set(brackets) != set(task.groups):
-        raise ValueError(
-            f"`warm_start` must be a range test of the groups of task {task.name!r} "
-            f"({', '.join(task.groups)}), but it is one of {', '.join(brackets)}."
-        )
-    return settings.space(box_of(result, list(task.groups)), first_points(result))
-
-
-def _measure(task: Task, settings: Settings, progress: Progress | None) -> RangeTest:
-    started = task.start(settings.seed, device=settings.device)
-    return range_test(
-        started.model,
-        started.optimizer,
-        task.loss_fn,
-        started.train_loader,
-        effort="quick",
-        options=task.options,
-        planned_steps=planned_steps(started, settings.num_epochs, task.options),
-        seed=settings.seed,
-        engine=settings.engine,
-        progress=progress,
-    )
-
-
-def _trial_steps(task: Task, settings: Settings) -> int:
-    with _random_states_kept():
-        started = task.start(settings.seed, device=settings.device)
-    return planned_steps(started, settings.num_epochs, task.options) or 0
 
 
 def _tell(progress: Progress | None, study: optuna.Study, budget: Budget) -> None:
@@ -349,13 +284,3 @@ def _how_to_go_on(study: optuna.Study, *, in_memory: bool) -> str:
     return (
         f"{count} finished trials are kept in study {study.study_name!r}: the same call goes on."
     )
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Each trial seeds the random states of the process; its owner gets them back."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)

@@ -7,8 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
@@ -16,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.engines.jobs import Job
 from lrfinder.searching.budgets import Budget
-from lrfinder.searching.confirming import best_trials
 from lrfinder.searching.proposals import Hparams, UserHparams
 from lrfinder.searching.recipes import Recipe
+from lrfinder.searching.records import Records
 from lrfinder.searching.samplers import trials_before_pruning
 from lrfinder.searching.spaces import Space
 from lrfinder.searching.storages import StorageError
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     import torch
 
     from lrfinder.tracking.recorders import Recorder
-
-CLOCKS_APART = 3600.0  # seconds; of machines that share a study
-TOP = 10  # trials that the pages of MLflow are linked for
 
 
 class Trials:
@@ -58,7 +54,9 @@ class Trials:
         self.metrics = tuple(metrics)
         self.seed = seed
         self.device = device
-        self.recorder = recorder
+        self.records = Records(
+            recorder, [metrics[0], *(f"lr/{name}" for name in space.group_names)]
+        )
         self.on_trial = on_trial
         self._worker: Worker | None = None
         self._needed = 0  # trials that must be complete before others can be pruned
@@ -94,16 +92,11 @@ class Trials:
             if trial is None:
                 yield None
                 continue
-            try:
+            hparams: Hparams | None = None
+            with self._failing(worker.study, trial):
                 hparams = self.space.hparams(trial, self.user)
                 trial.set_user_attr("hparams", hparams)
-            except StorageError:
-                raise
-            except BaseException as error:
-                self._fail(worker.study, trial, error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
+            if hparams is not None:
                 yield trial, hparams
 
     def _jobs(
@@ -134,15 +127,10 @@ class Trials:
             if hparams.get("options", {}) != options:
                 self._asked.append(found)
                 continue
-            try:
+            job: Job | None = None
+            with self._failing(study, trial):
                 job = self._job(study, trial, hparams)
-            except StorageError:
-                raise
-            except BaseException as error:
-                self._fail(study, trial, error)
-                if not isinstance(error, Exception):
-                    raise
-            else:
+            if job is not None:
                 yield job
 
     def _must_wait(self, study: optuna.Study) -> bool:
@@ -158,13 +146,31 @@ class Trials:
             self._needed = 0
         return bool(self._needed)
 
-    def _fail(self, study: optuna.Study, trial: optuna.Trial, error: BaseException) -> None:
-        """A trial that could not begin has its run too."""
-        with contextlib.suppress(type(error)), self._child(trial) as recorder:
-            if recorder is not None:
-                trial.set_user_attr("mlflow_run_id", recorder.run_id)
-            raise error
-        self._end(study, trial, failed=error)
+    @contextlib.contextmanager
+    def _failing(
+        self, study: optuna.Study, trial: optuna.Trial, *, has_run: bool = False
+    ) -> Iterator[None]:
+        """What is raised in here ends the trial, and the search goes on.
+
+        Not so an interrupt, which ends both; and a storage that fails has nobody to be told by:
+        what the study knows is kept.
+
+        Args:
+            study: Is told.
+            trial: That is ended.
+            has_run: Whether it has its run; else it gets one, for one that could not begin has too.
+        """
+        try:
+            yield
+        except StorageError:
+            raise
+        except BaseException as error:
+            if not has_run:
+                with contextlib.suppress(type(error)), self.records.of(trial):
+                    raise error
+            self._end(study, trial, failed=error)
+            if not isinstance(error, Exception):
+                raise
 
     def _job(self, study: optuna.Study, trial: optuna.Trial, hparams: Hparams) -> Job:
         return make_job(
@@ -186,23 +192,14 @@ class Trials:
     ) -> Steps:
         """Train as the trial proposes, and tell the study what came of it."""
         began = time.monotonic()
-        try:
-            with self._child(trial) as recorder:
-                if recorder is not None:
-                    trial.set_user_attr("mlflow_run_id", recorder.run_id)
-                    recorder.log_params(
-                        {f"trial/{name}": value for name, value in trial.params.items()}
-                    )
+        trace: Trace | None = None
+        with self._failing(study, trial, has_run=True):
+            with self.records.of(trial) as recorder:
                 training = started(recorder)
                 yield from training.steps()
-        except StorageError:
-            raise  # there is nobody to tell; what the study has been told is kept
-        except BaseException as error:
-            self._end(study, trial, failed=error)
-            if not isinstance(error, Exception):
-                raise
-            return
-        self._end(study, trial, trace=training.trace, seconds=time.monotonic() - began)
+            trace = training.trace
+        if trace is not None:
+            self._end(study, trial, trace=trace, seconds=time.monotonic() - began)
 
     def _end(
         self,
@@ -233,9 +230,9 @@ class Trials:
             self._worker.end(trial)
         if frozen.user_attrs.get("interrupted", False):
             requeue(study, frozen)
-        for callback in (self.after_trial, self.on_trial):
-            if callback is not None:
-                callback(study, frozen)
+        self.records.after_trial(study, frozen)
+        if self.on_trial is not None:
+            self.on_trial(study, frozen)
 
     def _judgement(
         self, trial: optuna.Trial, trace: Trace, seconds: float
@@ -282,44 +279,3 @@ class Trials:
             raise StopTraining(
                 f"Pruned after epoch {epoch + 1}: {metric} was {value:.4g}.", status="pruned"
             )
-
-    def _child(self, trial: optuna.Trial) -> AbstractContextManager[Any]:
-        if self.recorder is None:
-            return nullcontext()
-        return self.recorder.child(f"trial {trial.number}", **_tags(trial.study, trial.number))
-
-    def record_lost(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """A trial whose worker was lost before it made the run has one too: every trial has its run."""
-        if self.recorder is None or "mlflow_run_id" in trial.user_attrs:
-            return
-        tags = _tags(study, trial.number)
-        began = trial.datetime_start.timestamp() - CLOCKS_APART if trial.datetime_start else 0.0
-        found = self.recorder.find_run(tags, since=began)
-        if found is None:
-            child = self.recorder.child(f"trial {trial.number}", **tags)
-            child.set_tags({"error": "Its worker was lost before it began to train."})
-            child.close("KILLED")
-            found = child.run_id
-        optuna.Trial(study, trial._trial_id).set_user_attr("mlflow_run_id", found)
-
-    def record_links(self, study: optuna.Study) -> None:
-        """Keep the addresses of the pages that compare the trials with the study's own run."""
-        if self.recorder is None:
-            return
-        run_ids = [trial.user_attrs.get("mlflow_run_id") for trial in best_trials(study)[:TOP]]
-        self.recorder.log_links(
-            [run_id for run_id in run_ids if run_id is not None],
-            [*(f"lr/{name}" for name in self.space.group_names), self.metrics[0]],
-            filter=f"tags.`optuna.study_name` = '{study.study_name}'",
-        )
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Record the best so far on the study's own run."""
-        if self.recorder is not None and trial.state is TrialState.COMPLETE:
-            best = best_trials(study)[0].values[0]
-            self.recorder.log_metrics(trial.number, {f"search/best {self.metrics[0]}": best})
-
-
-def _tags(study: optuna.Study, number: int) -> dict[str, Any]:
-    """What a trial's run is found by."""
-    return {"optuna.trial_number": number, "optuna.study_name": study.study_name}

@@ -1,0 +1,80 @@
+"""Records: each trial has its run, below that of the search, and the two know each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from lrfinder.searching.confirming import best_trials
+
+if TYPE_CHECKING:
+    from lrfinder.tracking.recorders import Recorder
+
+CLOCKS_APART = 3600.0  # seconds; of machines that share a study
+TOP = 10  # trials that the pages of MLflow are linked for
+
+
+class Records:
+    """The runs of a study's trials.
+
+    Args:
+        recorder: Of the search; None where nothing is recorded.
+        metrics: The objective, and what else has a page that compares trials.
+    """
+
+    def __init__(self, recorder: Recorder | None, metrics: Sequence[str]) -> None:
+        self.recorder = recorder
+        self.metrics = metrics
+
+    @contextmanager
+    def of(self, trial: optuna.Trial) -> Iterator[Recorder | None]:
+        """The recorder of a trial, which ends with the block."""
+        if self.recorder is None:
+            yield None
+            return
+        with self.recorder.child(
+            f"trial {trial.number}", **_tags(trial.study, trial.number)
+        ) as recorder:
+            trial.set_user_attr("mlflow_run_id", recorder.run_id)
+            recorder.log_params({f"trial/{name}": value for name, value in trial.params.items()})
+            yield recorder
+
+    def of_lost(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """A trial whose worker was lost before it made the run has one too: every trial has its run."""
+        if self.recorder is None or "mlflow_run_id" in trial.user_attrs:
+            return
+        tags = _tags(study, trial.number)
+        began = trial.datetime_start.timestamp() - CLOCKS_APART if trial.datetime_start else 0.0
+        found = self.recorder.find_run(tags, since=began)
+        if found is None:
+            child = self.recorder.child(f"trial {trial.number}", **tags)
+            child.set_tags({"error": "Its worker was lost before it began to train."})
+            child.close("KILLED")
+            found = child.run_id
+        optuna.Trial(study, trial._trial_id).set_user_attr("mlflow_run_id", found)
+
+    def link(self, study: optuna.Study) -> None:
+        """Keep the addresses of the pages that compare the best trials with the study's own run."""
+        if self.recorder is None:
+            return
+        run_ids = [trial.user_attrs.get("mlflow_run_id") for trial in best_trials(study)[:TOP]]
+        self.recorder.log_links(
+            [run_id for run_id in run_ids if run_id is not None],
+            self.metrics,
+            filter=f"tags.`optuna.study_name` = '{study.study_name}'",
+        )
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Record the best so far on the study's own run."""
+        if self.recorder is not None and trial.state is TrialState.COMPLETE:
+            best = best_trials(study)[0].values[0]
+            self.recorder.log_metrics(trial.number, {f"search/best {self.metrics[0]}": best})
+
+
+def _tags(study: optuna.Study, number: int) -> dict[str, Any]:
+    """What a trial's run is found by."""
+    return {"optuna.trial_number": number, "optuna.study_name": study.study_name}
