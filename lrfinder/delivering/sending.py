@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from lrfinder.delivering.drawing import draw_trace, is_to_be_drawn
 from lrfinder.delivering.runs import ensure_run
 from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Spool, find_spools
 from lrfinder.delivering.stores import (
@@ -240,13 +241,16 @@ class _Delivery:
             path = self.spool.path / file
             parent = Path(name).parent.as_posix()
             try:
+                if is_to_be_drawn(name, path):
+                    path = draw_trace(path)
                 self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
             except Exception as error:
                 errors.append(error)
                 continue
             del self.state.waiting[name]
             self.spool.save_state(self.state)
-            path.unlink(missing_ok=True)
+            for left in {path, self.spool.path / file}:
+                left.unlink(missing_ok=True)
         return errors
 
 

@@ -37,7 +37,7 @@ class Records:
             yield None
             return
         with self.recorder.child(
-            f"trial {trial.number}", **_tags(trial.study, trial.number)
+            f"trial {trial.number}", wait=False, **_tags(trial.study, trial.number)
         ) as recorder:
             trial.set_user_attr("mlflow_run_id", recorder.run_id)
             recorder.log_params({f"trial/{name}": value for name, value in trial.params.items()})

@@ -29,6 +29,7 @@ from lrfinder.tracking.contents import Contents
 from lrfinder.tracking.facts import run_facts
 from lrfinder.tracking.links import as_note, pages, ui_address
 from lrfinder.tracking.names import as_texts
+from lrfinder.tracking.outboxes import Outbox
 from lrfinder.tracking.recorders import NullRecorder, Recorder, RunStatus
 from lrfinder.tracking.sessions import Session
 
@@ -131,6 +132,8 @@ class MlflowRecorder(Contents):
         self._session = session
         self._header = header
         self.links: dict[str, str] = {}  # what `log_links` has found last
+        self._left: list[Outbox] = []  # of children that have ended, and that this one waits for
+        self._left_to: MlflowRecorder | None = None
         _OPEN[id(self)] = self
 
     @property
@@ -174,12 +177,21 @@ class MlflowRecorder(Contents):
 
     # -- the run ----------------------------------------------------------------------------------
 
-    def child(self, run_name: str | None = None, **tags: Any) -> MlflowRecorder:
+    def child(
+        self, run_name: str | None = None, *, wait: bool = True, **tags: Any
+    ) -> MlflowRecorder:
         """A recorder of a new run that belongs to this one, in the same store and experiment.
 
         Its tag `lrfinder.parent` is this run's id. MLflow's pages show both side by side: their
         own nesting would hide it from the charts until its parent is opened. This call waits for
         the store; where that does not answer, the run is made when it is back.
+
+        Args:
+            run_name: MLflow makes one up for None.
+            wait: Whether the child's `close` waits until all of it is in the store. Else it is
+                sent meanwhile, and this recorder's `flush` and `close` wait for it: for many
+                short runs, as the trials of a search, which end every second.
+            tags: Of the run.
 
         Raises:
             RecordError: If the store refuses.
@@ -190,7 +202,7 @@ class MlflowRecorder(Contents):
             header.parent_key = self._header.key
         else:
             try:
-                make_run(header)
+                make_run(header, again=True)
             except StoreAwayError as away:
                 _log.warning("%s The run is recorded in %s until it does.", away, self.spool)
         session = self._session
@@ -198,6 +210,7 @@ class MlflowRecorder(Contents):
             session = Session(session.path.parent)
         child = MlflowRecorder.__new__(MlflowRecorder)
         child._start(session, header, {})
+        child._left_to = None if wait else self
         return child
 
     def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
@@ -243,7 +256,7 @@ class MlflowRecorder(Contents):
         return found
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until all that was recorded is in the store.
+        """Wait until all that was recorded is in the store, that of children too that did not wait.
 
         Args:
             timeout: Seconds. None waits as long as the store takes what it is sent, and gives up
@@ -253,7 +266,12 @@ class MlflowRecorder(Contents):
             RecordError: If it is not; it says what is missing and where that is kept. `flush` may
                 be called again, also after `close`.
         """
+        began = time.monotonic()
         self._session.flush(self._outbox, timeout)
+        for outbox in self._left:
+            rest = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+            self._session.flush(outbox, rest)
+        self._left.clear()
 
     def close(self, status: RunStatus | None = None, *, timeout: float | None = None) -> None:
         """End the run, and flush. Nothing can be recorded after it; closing again does nothing.
@@ -280,6 +298,11 @@ class MlflowRecorder(Contents):
         self._closed = True
         self._add_row = self._refuse
         _OPEN.pop(id(self), None)
+        left_to = self._left_to
+        if left_to is not None and left_to._session is self._session and not left_to._closed:
+            left_to._left.append(self._outbox)
+            self._session.leave(self._outbox)
+            return
         try:
             self.flush(timeout)
         finally:

@@ -34,11 +34,7 @@ def json_artifact(value: Any, name: str) -> dict[str, bytes]:
 
 
 def trace_artifacts(trace: Trace, name: str) -> dict[str, bytes]:
-    """A trace at full resolution, `<name>.parquet`, and its status in short, `<name>.json`.
-
-    And a figure of every step, `<name>.png`, where MLflow's charts would leave some out: drawing
-    takes a tenth of a second, which is much for a trial of a hundred steps.
-    """
+    """A trace at full resolution, `<name>.parquet`, and its status in short, `<name>.json`."""
     buffer = io.BytesIO()
     trace.to_frame().to_parquet(buffer, index=False)
     losses = trace.losses
@@ -55,38 +51,7 @@ def trace_artifacts(trace: Trace, name: str) -> dict[str, bytes]:
         },
     }
     parquet = {check_artifact_name(f"{name}.parquet"): buffer.getvalue()}
-    figure = {}
-    if len(trace) > CHART_POINTS:
-        figure = {check_artifact_name(f"{name}.png"): _drawn_trace(trace)}
-    return parquet | figure | json_artifact(summary, f"{name}.json")
-
-
-def _drawn_trace(trace: Trace) -> bytes:
-    """Every step of it, nothing smoothed: a spike of one step can be seen.
-
-    Drawn once, at fixed places and hardly compressed: half of the time that a layout takes.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.0, 6.0))
-    above, below = figure.subplots(2, 1, sharex=True)
-    figure.subplots_adjust(left=0.09, right=0.98, top=0.97, bottom=0.09, hspace=0.08)
-    for name, lrs in trace.lrs.items():
-        above.plot(trace.steps, lrs, label=name, linewidth=1.2)
-    if any((lrs > 0).any() for lrs in trace.lrs.values()):
-        above.set_yscale("log")
-    below.plot(trace.steps, trace.losses, label="train/loss", linewidth=0.6)
-    for name, (steps, values) in trace.metrics.items():
-        if name == "val/loss":
-            below.plot(steps, values, "o-", label=name, markersize=3)
-    above.set_ylabel("learning rate")
-    below.set_ylabel("loss")
-    below.set_xlabel("optimizer step")
-    for axes in (above, below):
-        axes.legend(fontsize="small", loc="upper right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})
-    return buffer.getvalue()
+    return parquet | json_artifact(summary, f"{name}.json")
 
 
 def model_artifact(model: torch.nn.Module, name: str) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING
 
 from lrfinder.delivering.runs import adoption_tags, create_run, experiment_id
 from lrfinder.delivering.spools import Header
-from lrfinder.delivering.stores import RecordError, open_store
+from lrfinder.delivering.stores import RecordError, check_store, open_store
 from lrfinder.tracking.facts import run_facts
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
+
+# Of the stores that a process has made runs in. Opening one again would wait for whoever delivers.
+_CLIENTS: dict[tuple[int, str], MlflowClient] = {}
 
 
 def new_header(uri: str, run_name: str | None, tags: dict[str, str], parent: str | None) -> Header:
@@ -31,15 +36,24 @@ def new_header(uri: str, run_name: str | None, tags: dict[str, str], parent: str
     )
 
 
-def make_run(header: Header) -> None:
+def make_run(header: Header, *, again: bool = False) -> None:
     """Make the run of a header, which is given its ids and its name.
+
+    Args:
+        header: Of its spool.
+        again: Whether a run of this process was made in that store before.
 
     Raises:
         StoreAwayError: If the store does not answer.
         RecordError: If it refuses.
     """
     with _refusals(f"A run must be made in the store {header.tracking_uri!r}"):
-        client = open_store(header.tracking_uri)
+        key = os.getpid(), header.tracking_uri
+        if again and key in _CLIENTS:
+            check_store(header.tracking_uri, create=False)
+        else:
+            _CLIENTS[key] = open_store(header.tracking_uri)
+        client = _CLIENTS[key]
         header.experiment_id = header.experiment_id or experiment_id(client, header.experiment)
         _note(header, create_run(client, header))
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrfinder.delivering.drawing import FIGURE, TABLE
 from lrfinder.delivering.stores import RecordError
 from lrfinder.groups import group_names, lr_groups, shared_lrs
 from lrfinder.traces import Trace
 from lrfinder.tracking.artifacts import (
+    CHART_POINTS,
     check_artifact_name,
     figure_artifact,
     json_artifact,
@@ -274,7 +276,13 @@ class Contents:
         in short, and of a trace of more than 320 steps `traces/<name>.png` is a figure of each.
         """
         name = name or trace.name or "trace"
-        self._put_artifacts(trace_artifacts(trace, f"traces/{name}"))
+        artifacts = trace_artifacts(trace, f"traces/{name}")
+        self._put_artifacts(artifacts)
+        if len(trace) > CHART_POINTS:
+            table = (
+                f"traces/{name}{TABLE}"  # drawn by who delivers: that takes a tenth of a second
+            )
+            self._outbox.put_artifact(f"traces/{name}{FIGURE}", artifacts[table], file=table)
 
     def _check_open(self) -> None:
         if self._closed:

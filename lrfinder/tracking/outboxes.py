@@ -21,6 +21,7 @@ MAX_STEP = 2**63
 STEP_KEYS = ("train/loss",)  # the first key of a row that is an optimizer step
 
 Row: TypeAlias = tuple[Any, ...]  # nanoseconds, step, keys, and a value for each: one object
+Artifact: TypeAlias = tuple[str, str, bytes]  # its name, that of its file in the spool, the file
 Line: TypeAlias = tuple[int, int, Sequence[str], list[Any]]  # milliseconds, step, keys, values
 
 
@@ -42,7 +43,7 @@ class Outbox:
         self._steps = 0  # optimizer steps since the last sample of the machine's load
         self._since = time.monotonic()
         self._journal = Journal(spool)
-        self._others: deque[Entry | tuple[str, bytes]] = deque()  # entries, artifacts
+        self._others: deque[Entry | Artifact] = deque()  # entries, artifacts
         self._nonfinite: set[str] = set()  # keys of which a tag says so already
         self._lock = threading.Lock()
 
@@ -50,9 +51,9 @@ class Outbox:
         """Params, tags, inputs, or the run's end."""
         self._others.append(entry)
 
-    def put_artifact(self, name: str, data: bytes) -> None:
-        """An artifact."""
-        self._others.append((name, data))
+    def put_artifact(self, name: str, data: bytes, *, file: str | None = None) -> None:
+        """An artifact; with the name of a `file`, what it is made of by whoever delivers it."""
+        self._others.append((name, file or name, data))
 
     def put_file(self, path: Path, name: str) -> None:
         """A file as an artifact, as it is now: a link to it where that can be, else a copy."""
@@ -111,11 +112,11 @@ class Outbox:
         """Write no more."""
         self._journal.close()
 
-    def _entry(self, item: Entry | tuple[str, bytes]) -> Entry:
+    def _entry(self, item: Entry | Artifact) -> Entry:
         if isinstance(item, dict):
             return item
-        name, data = item
-        path = self._journal.new_file(name)
+        name, file, data = item
+        path = self._journal.new_file(file)
         path.write_bytes(data)
         return {"artifact": name, "file": str(path.relative_to(self.spool.path))}
 

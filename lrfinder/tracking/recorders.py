@@ -90,8 +90,8 @@ class Recorder(Protocol):
     ) -> dict[str, str]:
         """The pages that compare some runs, by title; kept with this run."""
 
-    def child(self, run_name: str | None = None, **tags: Any) -> Recorder:
-        """A recorder of a run below this one."""
+    def child(self, run_name: str | None = None, *, wait: bool = True, **tags: Any) -> Recorder:
+        """A recorder of a run below this one, whose end waits for the store, or leaves that to this one."""
 
     def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
         """The id of a run of this experiment that has these tags, whoever made it."""
@@ -187,7 +187,9 @@ class NullRecorder:
         """There are no pages."""
         return {}
 
-    def child(self, run_name: str | None = None, **tags: Any) -> NullRecorder:
+    def child(
+        self, run_name: str | None = None, *, wait: bool = True, **tags: Any
+    ) -> NullRecorder:
         """This recorder."""
         return self
 

@@ -8,6 +8,7 @@ seconds, since it takes as long to start. A flush delivers from here.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import threading
@@ -49,7 +50,7 @@ class Session:
         self.path = new_session(folder)
         self._lock = FileLock(self.path / RECORDING)
         self._lock.acquire(timeout=0)
-        self._began = time.monotonic()
+        self._follow_at = time.monotonic() + FOLLOW_AFTER
         self._outboxes: list[Outbox] = []
         self._changed = threading.Lock()
         self._ended = threading.Event()
@@ -110,6 +111,15 @@ class Session:
                 return
         self.end()
 
+    def leave(self, outbox: Outbox) -> None:
+        """Write it no more, and let who follows deliver it; a later `flush` of it waits for that."""
+        self._write(outbox)
+        with self._changed:
+            self._outboxes.remove(outbox)
+            outbox.close()
+            if self._follow_at < math.inf:
+                self._follow_at = 0.0  # a process that is killed leaves nobody else to deliver it
+
     def end(self) -> None:
         """Stop writing, and leave what is not delivered to whoever delivers it later."""
         self._ended.set()
@@ -139,7 +149,7 @@ class Session:
                         f"The spool {outbox.spool.path} cannot be written: {error}. What is "
                         "recorded is kept in memory, and lost if this process is killed. Make room."
                     )
-            if self._follower is None and time.monotonic() - self._began > FOLLOW_AFTER:
+            if time.monotonic() > self._follow_at:
                 self._follow()
             if self._monitor is None:
                 self._monitor = SystemMonitor()
@@ -170,7 +180,7 @@ class Session:
                 f"No process could be started to send the record of {self.path}: {error}. "
                 "It is sent when it is flushed or closed."
             )
-        self._began = time.monotonic() + 3600  # not again and again
+        self._follow_at = math.inf  # not again and again
 
     def _say(self, message: str) -> None:
         if message not in self._said:
