@@ -38,6 +38,8 @@ from tenacity import (
     wait_exponential,
 )
 
+from lrfinder.searching.journals import QuickConnection
+
 PATIENCE = 600.0  # seconds that a storage which does not answer is waited for
 BUSY_TIMEOUT = 60.0  # seconds that SQLite waits for another process that writes
 SAY_EVERY = 30.0  # seconds between two warnings that a storage is waited for
@@ -72,8 +74,8 @@ def open_storage(storage: str | BaseStorage | None) -> BaseStorage:
         proxy.wait_server_ready(timeout=30.0)
         return _patient(proxy, storage)
     is_sqlite = url.get_backend_name() == "sqlite"
-    connect = {"connect_args": {"timeout": BUSY_TIMEOUT}} if is_sqlite else {}
-    engine: dict[str, Any] = {"pool_pre_ping": True, **connect}
+    sqlite = {"timeout": BUSY_TIMEOUT, "factory": QuickConnection}
+    engine: dict[str, Any] = {"pool_pre_ping": True, "connect_args": sqlite if is_sqlite else {}}
     return _patient(get_storage(RDBStorage(storage, engine_kwargs=engine)), storage)
 
 

@@ -46,9 +46,9 @@ except StorageError as error:
 
 @contextlib.contextmanager
 def tiny_disk(path: Path) -> Iterator[None]:
-    """A disk of its own of 400 kB; skips where this user may not mount one."""
+    """A disk of its own of 4 MB; skips where this user may not mount one."""
     path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(path)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small disk is not allowed here")
     try:
