@@ -81,6 +81,51 @@ def test_the_server_is_started_with_options_that_it_has() -> None:
         assert (FOLDER / build["context"] / build["dockerfile"]).resolve() == FOLDER / "Dockerfile"
 
 
+def test_what_services_need_of_each_other_is_there() -> None:
+    compose: dict[str, Any] = yaml.safe_load((FOLDER / "compose.yaml").read_text())
+    services, volumes = compose["services"], compose["volumes"]
+    needed = {
+        other: condition["condition"]
+        for service in services.values()
+        for other, condition in service.get("depends_on", {}).items()
+    }
+    assert needed == {"database": "service_healthy", "mlflow": "service_healthy"}
+    for name in needed:  # Compose waits for ever for one that cannot say that it is healthy
+        assert services[name]["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+    mounts = [mount for service in services.values() for mount in service.get("volumes", [])]
+    assert len(mounts) == 3
+    for mount in mounts:
+        source = mount.partition(":")[0]
+        assert source in volumes or (FOLDER / source).is_file(), mount
+
+
+def test_a_job_of_kubernetes_has_the_fields_that_the_others_have_too() -> None:
+    job: dict[str, Any] = yaml.safe_load((FOLDER / "kubernetes.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    assert job["spec"]["parallelism"] <= job["spec"]["completions"]
+    pod = job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] in ("OnFailure", "Never")  # a Job refuses any other
+    (container,) = pod["containers"]
+    variables = {variable["name"] for variable in container["env"]}
+    used = {part[2:-1] for arg in container["command"] for part in arg.split("=") if "$(" in part}
+    assert used == {"STORAGE"}
+    assert used <= variables
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "torchrun.sh"])
+def test_scripts_are_bash_and_their_options_come_before_the_first_command(name: str) -> None:
+    path = FOLDER / name
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = path.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    options = [number for number, line in enumerate(lines) if line.startswith("#SBATCH --")]
+    commands = [number for number, line in enumerate(lines) if line and line[0] != "#"]
+    assert options
+    assert max(options) < min(commands)  # sbatch reads none after it
+    assert lines[min(commands)] == "set -euo pipefail"
+
+
 @pytest.mark.postgres
 def test_two_jobs_of_the_array_make_one_study(tmp_path: Path, mlflow_uri: str) -> None:
     with Postgres(tmp_path / "pg") as server:
