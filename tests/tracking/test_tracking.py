@@ -151,6 +151,33 @@ def test_a_log_step_never_waits_for_the_store(mlflow_uri: str) -> None:
         assert len(history(MlflowClient(mlflow_uri), recorder.run_id, "lr/head")) == 2000
 
 
+def test_a_child_that_does_not_wait_is_sent_meanwhile_and_waited_for_by_its_parent(
+    mlflow_uri: str,
+) -> None:
+    optimizer = make_optimizer("body", "head")
+    with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
+        children = [recorder.child(f"trial {i}", wait=False) for i in range(2)]
+        lock = sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"), isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")  # the store answers nobody
+        start = time.monotonic()
+        for child, status in zip(children, ("FINISHED", "FAILED"), strict=True):
+            for step in range(10):
+                child.log_step(step, 1.0, optimizer)
+            child.close(status)
+        assert time.monotonic() - start < 2
+        with pytest.raises(RecordError, match="was closed"):
+            children[0].log_step(10, 1.0, optimizer)
+        with pytest.raises(RecordError, match="there is not: "):
+            recorder.flush(timeout=0.2)
+        lock.execute("ROLLBACK")
+        lock.close()
+    client = MlflowClient(mlflow_uri)
+    for child, status in zip(children, ("FINISHED", "FAILED"), strict=True):
+        assert len(history(client, child.run_id, "lr/head")) == 10
+        assert client.get_run(child.run_id).info.status == status
+        assert not child.spool.exists()
+
+
 def test_flush_says_what_the_store_refused_and_sends_it_when_it_is_back(mlflow_uri: str) -> None:
     client = MlflowClient(mlflow_uri)
     recorder = MlflowRecorder("demo", tracking_uri=mlflow_uri)
