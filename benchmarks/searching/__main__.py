@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(EPOCHS))
     parser.add_argument("--variants", choices=list(VARIANTS))
     parser.add_argument("--more", action="store_true", help="go on with the result file's rows")
+    parser.add_argument("--arms", default="", help="only these, by name; with --more made anew")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     shown = ("variants", "seeds", "fresh", "tasks")  # what the rows depend on
@@ -49,10 +50,17 @@ def main() -> None:
             for name in VARIANTS[options.variants]
         ]
     file = f"searching_{options.variants}s" if options.variants else "searching"
+    wanted = [name.strip() for name in options.arms.split(";") if name.strip()]
+    made = [arm for arm in made if not wanted or arm.keywords["name"] in wanted]
     rows: list[dict[str, Any]] = read(file)["rows"] if options.more else []
+    rows = [row for row in rows if row["arm"] not in wanted]
     for first in range(0, options.seeds, options.block):
         for name in options.tasks.split(","):
-            known = {row["seed"] for row in rows if row["task"] == name}
+            known = {
+                row["seed"]
+                for row in rows
+                if row["task"] == name and (not wanted or row["arm"] in wanted)
+            }
             block = range(first, min(first + options.block, options.seeds))
             seeds = [seed for seed in block if seed not in known]
             if not seeds:

@@ -55,15 +55,27 @@ def raw_lr(trial: optuna.Trial, groups: Sequence[str]) -> dict[str, Any]:
     return {"lrs": dict.fromkeys(groups, trial.suggest_float("lr", *RAW, log=True))}
 
 
-def cold(setting: Setting, seed: int, name: str, sampler: BaseSampler, propose: Any) -> Search:
+def cold(
+    setting: Setting,
+    seed: int,
+    *,
+    name: str,
+    make_sampler: Callable[..., BaseSampler],
+    propose: Any,
+) -> Search:
     """Full trials from nothing."""
     user = functools.partial(propose, groups=list(setting.task.groups))
     return setting.make(
-        name, seed, sampler, optuna.pruners.NopPruner(), Budget(n_trials=TRIALS), user=user
+        name,
+        seed,
+        make_sampler(seed=seed),
+        optuna.pruners.NopPruner(),
+        Budget(n_trials=TRIALS),
+        user=user,
     )
 
 
-def pinned(setting: Setting, seed: int) -> Search:
+def pinned(setting: Setting, seed: int, name: str) -> Search:
     """One LR from a finder, and the rest is searched: pytorch-forecasting's `optimize_hyperparameters`.
 
     The finder: 100 steps from 1e-5 to 1, the loss smoothed, the steepest place.
@@ -84,23 +96,25 @@ def pinned(setting: Setting, seed: int) -> Search:
     def propose(trial: optuna.Trial, groups: Sequence[str]) -> dict[str, Any]:
         return {"lrs": dict.fromkeys(groups, lr)}
 
-    search = cold(setting, seed, "pinned LR, TPE", optuna.samplers.TPESampler(seed=seed), propose)
+    search = cold(
+        setting, seed, name=name, make_sampler=optuna.samplers.TPESampler, propose=propose
+    )
     search.steps = len(losses)
     return search
 
 
-Arm = Callable[[Setting, int], Search]
+Arm = functools.partial[Search]  # called with a setting and a seed
 
 
 def arms() -> list[Arm]:
     """What is compared."""
     tpe, random = optuna.samplers.TPESampler, optuna.samplers.RandomSampler
     return [
-        warm,
-        lambda s, seed: cold(s, seed, "cold TPE", tpe(seed=seed), raw_lrs),
-        lambda s, seed: cold(s, seed, "random", random(seed=seed), raw_lrs),
-        lambda s, seed: cold(s, seed, "cold TPE, one LR", tpe(seed=seed), raw_lr),
-        pinned,
+        functools.partial(warm, name="lrfinder"),
+        functools.partial(cold, name="cold TPE", make_sampler=tpe, propose=raw_lrs),
+        functools.partial(cold, name="random", make_sampler=random, propose=raw_lrs),
+        functools.partial(cold, name="cold TPE, one LR", make_sampler=tpe, propose=raw_lr),
+        functools.partial(pinned, name="pinned LR, TPE"),
     ]
 
 

@@ -17,8 +17,6 @@ from lrfinder.stepping import Steps
 from lrfinder.traces import Trace
 from lrfinder.training.together import make_job, run_together
 
-SAME = 1.0001  # one training beside others and beside other ones differs by rounding
-
 
 def run_all(searches: Sequence[Search]) -> None:
     """All searches at once, each one trial after the other."""
@@ -94,19 +92,13 @@ def measure(
     )
     rows = []
     for search in searches:
-        target = worth.get(("cold TPE", search.seed, "final"))
         path = [
             (at, float(worth[search.arm, search.seed, number])) for at, number in search.history
         ]
-        reached = (
-            None
-            if target is None
-            else next((at for at, loss in path if loss <= target * SAME), None)
-        )
         rows.append({
             "task": name, "arm": search.arm, "seed": search.seed, "trial_steps": steps,
             "trials": len(search.study.trials), "steps": search.steps,
-            "first": search.history[0][0], "reached": reached,
+            "first": search.history[0][0],
             "best_trial": search.study.best_value,
             "final": float(worth[search.arm, search.seed, "final"]),
             "lucky": path[-1][1], "path": path,

@@ -10,6 +10,8 @@ import numpy as np
 
 from benchmarks.searching.settings import TRIALS
 
+SAME = 1.0001  # one training beside others and beside other ones differs by rounding
+
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each task and arm, over seeds.
@@ -26,8 +28,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             mine = [row for row in of_task if row["arm"] == arm]
             item: dict[str, Any] = {"task": task, "arm": arm, "seeds": len(mine)}
             if colds:
+                mine = [row for row in mine if row["seed"] in colds]
                 shares = [
-                    row["reached"] / (TRIALS * row["trial_steps"]) if row["reached"] else np.inf
+                    _reached(row, colds[row["seed"]]) / (TRIALS * row["trial_steps"])
                     for row in mine
                 ]
                 median = float(statistics.median(shares))
@@ -40,3 +43,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             item["trials"] = statistics.median(row["trials"] for row in mine)
             out.append(item)
     return out
+
+
+def _reached(row: dict[str, Any], target: float) -> float:
+    """Steps until the best trial so far was worth as much."""
+    return next((at for at, loss in row["path"] if loss <= target * SAME), np.inf)
