@@ -31,7 +31,8 @@ def main() -> None:
     """Measure, print and write `results/searching.json`, a few seeds at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--fresh", type=int, default=6, help="seeds that worth is measured on")
+    parser.add_argument("--fresh", type=int, default=24, help="seeds that worth is measured on")
+    parser.add_argument("--way", type=int, default=6, help="of these, for the best on the way")
     parser.add_argument("--block", type=int, default=5, help="seeds that are trained together")
     parser.add_argument("--tasks", default=",".join(EPOCHS))
     parser.add_argument("--variants", choices=list(VARIANTS))
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="only these, by name; with --more made anew")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
-    shown = ("variants", "seeds", "fresh", "tasks")  # what the rows depend on
+    shown = ("variants", "seeds", "fresh", "way", "tasks")  # what the rows depend on
     changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
     command = " ".join(["searching", *(f"--{n} {getattr(options, n)}" for n in changed)])
     torch.set_num_threads(1)
@@ -67,7 +68,9 @@ def main() -> None:
                 continue
             began = time.perf_counter()
             with quiet_optuna():
-                rows += measure(name, made, seeds, range(FRESH, FRESH + options.fresh))
+                rows += measure(
+                    name, made, seeds, range(FRESH, FRESH + options.fresh), options.way
+                )
             for row in summary([row for row in rows if row["task"] == name]):
                 print(*(f"{key}={value:.4g}" if isinstance(value, float) else value
                         for key, value in row.items()))  # fmt: skip

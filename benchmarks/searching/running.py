@@ -62,10 +62,26 @@ def fresh_losses(
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
+def _worth(
+    setting: Setting, hparams: dict[Any, dict[str, Any]], seeds: Sequence[int]
+) -> dict[Any, float]:
+    """The mean loss on fresh seeds, by the key of the hyperparameters."""
+    means = fresh_losses(setting, list(hparams.values()), seeds).mean(1)
+    return dict(zip(hparams, means.tolist(), strict=True))
+
+
 def measure(
-    name: str, made: Sequence[Arm], seeds: Sequence[int], fresh: Sequence[int]
+    name: str, made: Sequence[Arm], seeds: Sequence[int], fresh: Sequence[int], on_the_way: int
 ) -> list[Any]:
-    """All arms on a task: a row for each arm and seed."""
+    """All arms on a task: a row for each arm and seed.
+
+    Args:
+        name: Of the task.
+        made: The arms.
+        seeds: Of the searches.
+        fresh: Seeds on which the hyperparameters that a search ends with are trained.
+        on_the_way: As many of these for those that were its best before.
+    """
     task = task_of(name)
     started = task.start(0, device="cpu")
     steps = lrfinder.planned_steps(started, task.num_epochs, task.options)
@@ -73,7 +89,7 @@ def measure(
     setting = Setting(task, steps)
     searches = [arm(setting, seed) for arm in made for seed in seeds]
     run_all(searches)
-    wanted = {}
+    wanted: dict[Any, dict[str, Any]] = {}
     for search in searches:
         final = search.study.best_trial
         chosen = final.user_attrs["hparams"]
@@ -87,9 +103,8 @@ def measure(
             wanted[search.arm, search.seed, number] = search.study.trials[number].user_attrs[
                 "hparams"
             ]
-    worth = dict(
-        zip(wanted, fresh_losses(setting, list(wanted.values()), fresh).mean(1), strict=True)
-    )
+    ends = {key: chosen for key, chosen in wanted.items() if key[2] == "final"}
+    worth = _worth(setting, wanted, fresh[:on_the_way]) | _worth(setting, ends, fresh)
     rows = []
     for search in searches:
         path = [
