@@ -168,7 +168,7 @@ class _Plan:
         advance: Callable[[str], None],
     ) -> lrfinder.Arm:
         began = time.monotonic()
-        tags = {"lrfinder.arm": configuration.name}
+        tags: dict[str, Any] = {"lrfinder.arm": configuration.name}
         traces = lrfinder.train_seeds(
             self.task,
             seeds,

@@ -278,10 +278,8 @@ class Contents:
         name = name or trace.name or "trace"
         artifacts = trace_artifacts(trace, f"traces/{name}")
         self._put_artifacts(artifacts)
-        if len(trace) > CHART_POINTS:
-            table = (
-                f"traces/{name}{TABLE}"  # drawn by who delivers: that takes a tenth of a second
-            )
+        if len(trace) > CHART_POINTS:  # drawn by who delivers: that takes a tenth of a second
+            table = f"traces/{name}{TABLE}"
             self._outbox.put_artifact(f"traces/{name}{FIGURE}", artifacts[table], file=table)
 
     def _check_open(self) -> None:
