@@ -28,6 +28,7 @@ from benchmarks.results_file import write_result
 from benchmarks.servers import Postgres
 
 STEPS = 500
+TRIALS = 24
 
 
 def chosen(trial: optuna.Trial) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def shares(folder: Path, storage: str | None, *, record: bool, n_trials: int) ->
 def main() -> None:
     """Measure, print and write `results/searching.overhead.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,9 +113,8 @@ def main() -> None:
                 print(*(f"{k}={v:.4g}" if isinstance(v, float) else v for k, v in row.items()),
                       flush=True)  # fmt: skip
     if not options.no_save:
-        write_result(
-            "searching.overhead", rows, command="searching.overhead", trials=options.trials
-        )
+        changed = "" if options.trials == TRIALS else f" --trials {options.trials}"
+        write_result("searching.overhead", rows, command=f"searching.overhead{changed}")
 
 
 if __name__ == "__main__":
