@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         if name == "overhead":
             part.add_argument("--rounds", type=int, default=15)
         if name in ("groups", "one-lr"):
-            part.add_argument("--seeds", type=int, default=6 if name == "groups" else 10)
+            part.add_argument("--seeds", type=int, default=12 if name == "groups" else 10)
             part.add_argument("--no-save", action="store_true")
         if name == "groups":
             part.add_argument("--effort")
