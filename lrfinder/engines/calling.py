@@ -7,8 +7,9 @@ vmap does and nothing else, where torch has the parts that vmap is made of, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -98,6 +99,14 @@ def attention_by_parts(seen: bool | None) -> AbstractContextManager[Any]:
     The other ways have no rule for vmap's backward, and would loop over the replicas.
     """
     return nullcontext() if seen is False else sdpa_kernel(SDPBackend.MATH)
+
+
+@contextmanager
+def loops_refused() -> Iterator[None]:
+    """In here it is an error that vmap has no rule for an operation, and loops over the replicas."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="There is a performance drop")
+        yield
 
 
 def _wrapped(batch: Batch, dims: Any, level: int) -> Batch:

@@ -6,7 +6,6 @@ import contextlib
 import math
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrfinder.engines.calling import loops_refused
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.fitting import Unfit
 from lrfinder.engines.randomness import Stream
@@ -98,9 +98,7 @@ def rehearse(
     states = [stream.state for stream in streams]
     attributes = attributes_of(stack.skeleton)
     kept = random.getstate(), np.random.get_state()
-    with warnings.catch_warnings():
-        # vmap warns where it has no rule for an operation and loops over the replicas.
-        warnings.filterwarnings("error", message="There is a performance drop")
+    with loops_refused():
         result = call()
     for row in range(len(stack.replicas)):
         stack.take_replaced(row)

@@ -59,10 +59,15 @@ class Compiled:
         return f"; it is not compiled: {why or self.reason}" if why or self.reason else ""
 
     def losses(
-        self, parameters: Sequence[Tensor], buffers: Sequence[Tensor], batch: Batch, dims: Any
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        batch: Batch,
+        dims: Any,
+        *,
+        before: Sequence[Tensor],
     ) -> Tensor | None:
-        """As a call; None where that fails, with buffers as they were. Then it has a `reason`."""
-        before = [buffer.clone() for buffer in buffers]
+        """As a call; None where that fails, with buffers as they were `before`. Then it has a `reason`."""
         try:
             return self(parameters, buffers, batch, dims)
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lrfinder.engines.calling import attention_by_parts, loops_refused
 from lrfinder.engines.checking import tolerance
 from lrfinder.engines.fitting import Unfit, alike, first_line, stacked
 from lrfinder.engines.stacking import Stack
@@ -147,8 +146,7 @@ def _by_parts() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            warnings.filterwarnings("error", message="There is a performance drop")
+        with attention_by_parts(None), loops_refused():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

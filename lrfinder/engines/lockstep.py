@@ -198,9 +198,8 @@ class Lockstep:
             self.steps += 1
             return losses
         way = self.chooser.way(len(active)) if self._shared else "alone"
-        if (
-            way == "alone" and len(active) > 1 and not self._more_to_come
-        ):  # of more it may be quick
+        # Where more are to come, so many together may be quick.
+        if way == "alone" and len(active) > 1 and not self._more_to_come:
             self._disband(active, held)
         parts = [job.parts for job in active]
         one_shape = len({len(part) for part in parts}) == 1 and all(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,6 @@ from lrfinder.engines.skeletons import (
 )
 from lrfinder.stepping import Replica, autocast, check_loss
 from lrfinder.tasks import Batch
-
-Result = TypeVar("Result")
 
 
 class Stack:
@@ -224,7 +222,7 @@ class Stack:
         before = [buffer.clone() for buffer in buffers]
         states = [stream.state for stream in streams]
         try:
-            losses, replaced = self._called(batch, dims, buffers, streams)
+            losses, replaced = self._called(batch, dims, buffers, before, streams)
         except Exception as error:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
@@ -244,7 +242,12 @@ class Stack:
         return losses
 
     def _called(
-        self, batch: Batch, dims: Any, buffers: list[Tensor], streams: Sequence[Stream]
+        self,
+        batch: Batch,
+        dims: Any,
+        buffers: list[Tensor],
+        before: list[Tensor],
+        streams: Sequence[Stream],
     ) -> tuple[Tensor, dict[int, Tensor]]:
         def losses(
             parameters: list[Tensor], buffers: list[Tensor], batch: Batch
@@ -266,7 +269,7 @@ class Stack:
 
         if self.compiles and self._compiled is not None:
             with attention_by_parts(self._attends):
-                found = self._compiled.losses(self._leaves, buffers, batch, dims)
+                found = self._compiled.losses(self._leaves, buffers, batch, dims, before=before)
             if found is not None:
                 return found, {}
         is_proven = self.draws is not None

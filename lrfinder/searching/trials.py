@@ -77,6 +77,7 @@ class Trials:
         """
         self._worker = worker
         self._needed = trials_before_pruning(worker.study.pruner) if self.is_single else 0
+        self._look_for_needed(worker.study)
         source = self._hparams(worker, budget)
         for trial in source:
             if trial is not None:
@@ -111,7 +112,7 @@ class Trials:
         while True:
             if waiting:
                 found: tuple[optuna.Trial, Hparams] | None = waiting.popleft()
-            elif self._must_wait(study):
+            elif self._must_wait:
                 found = None
             elif len(self._asked) < at_once:
                 try:
@@ -133,18 +134,21 @@ class Trials:
             if job is not None:
                 yield job
 
-    def _must_wait(self, study: optuna.Study) -> bool:
+    @property
+    def _must_wait(self) -> bool:
         """Whether as many are under way as must be complete before any can be pruned.
 
         More of them would all be trained to their ends, having nothing to be compared with.
         """
         assert self._worker is not None
-        if not self._needed or self._worker.under_way < self._needed:
-            return False
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(done) >= self._needed:
-            self._needed = 0
-        return bool(self._needed)
+        return 0 < self._needed <= self._worker.under_way
+
+    def _look_for_needed(self, study: optuna.Study) -> None:
+        """Look whether enough are complete: as trials end, since a look at each step is one at the storage."""
+        if self._needed:
+            done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            if len(done) >= self._needed:
+                self._needed = 0
 
     @contextlib.contextmanager
     def _failing(
@@ -228,6 +232,7 @@ class Trials:
             frozen = study.get_trials(deepcopy=False)[trial.number]
         if self._worker is not None:
             self._worker.end(trial)
+        self._look_for_needed(study)
         if frozen.user_attrs.get("interrupted", False):
             requeue(study, frozen)
         self.records.after_trial(study, frozen)

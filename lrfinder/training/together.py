@@ -70,7 +70,7 @@ def train_seeds(
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must be all different, but got {list(seeds)}.")
-    traces = train_many(
+    return train_many(
         task,
         [(seed, lrs, schedule) for seed in seeds],
         device=device,
@@ -81,7 +81,6 @@ def train_seeds(
         if on_training is None
         else lambda number, trace: on_training(seeds[number], trace),
     )
-    return traces
 
 
 def train_many(
