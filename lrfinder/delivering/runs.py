@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lrfinder.delivering.spools import Header, Spool
@@ -102,18 +101,16 @@ def ensure_run(spool: Spool, client: MlflowClient) -> str:
         # An answer may have been lost on its way: the run is looked for before it is made.
         found = run_of(client, header.experiment_id, header.key)
         if found is None:
-            found = create_run(client, header, {"lrfinder.spool": header.key}).info.run_id
+            found = create_run(client, header).info.run_id
         header.run_id = found
         spool.save_header(header)
     return header.run_id
 
 
-def create_run(
-    client: MlflowClient, header: Header, more_tags: Mapping[str, str] | None = None
-) -> Run:
-    """A new run as the header says."""
+def create_run(client: MlflowClient, header: Header) -> Run:
+    """A new run as the header says, with the key by which it is found if the answer is lost."""
     assert header.experiment_id is not None
-    tags = {**header.tags, **(more_tags or {})}
+    tags = {**header.tags, "lrfinder.spool": header.key}
     if header.parent_key is not None:
         parent = run_of(client, header.experiment_id, header.parent_key)
         if parent is None:
@@ -125,6 +122,6 @@ def create_run(
 
 
 def run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
-    """The id of the run that was made later for the spool of this key."""
+    """The id of the run that was made for the spool of this key."""
     found = client.search_runs([experiment], f"tags.`lrfinder.spool` = '{key}'", max_results=1)
     return str(found[0].info.run_id) if found else None

@@ -40,8 +40,8 @@ class Header:
 
     Attributes:
         tracking_uri: Of the store; it means the same in every folder.
-        key: Of the spool. Where the store is away when the recorder is made, the run is made later
-            and carries it in the tag `lrfinder.spool`, by which it is found again.
+        key: Of the spool. The run carries it in the tag `lrfinder.spool`, by which it is found where
+            the store made it and the answer was lost.
         run_id: None until the store has made the run.
         experiment: The name that was asked for; None for that of MLflow's environment.
         experiment_id: None until it is known.

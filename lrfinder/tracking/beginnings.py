@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lrfinder.delivering.runs import adoption_tags, create_run, experiment_id
+from lrfinder.delivering.runs import adoption_tags, create_run, experiment_id, run_of
 from lrfinder.delivering.spools import Header
 from lrfinder.delivering.stores import RecordError, check_store, open_store
 from lrfinder.tracking.facts import run_facts
@@ -55,7 +55,14 @@ def make_run(header: Header, *, again: bool = False) -> None:
             _CLIENTS[key] = open_store(header.tracking_uri)
         client = _CLIENTS[key]
         header.experiment_id = header.experiment_id or experiment_id(client, header.experiment)
-        _note(header, create_run(client, header))
+        try:
+            _note(header, create_run(client, header))
+        except KeyboardInterrupt:
+            # The store may have made it by then, and nobody else knows of it.
+            made = run_of(client, header.experiment_id, header.key)
+            if made is not None:
+                client.set_terminated(made, "KILLED")
+            raise
 
 
 def adopt_run(

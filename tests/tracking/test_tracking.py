@@ -151,6 +151,27 @@ def test_a_log_step_never_waits_for_the_store(mlflow_uri: str) -> None:
         assert len(history(MlflowClient(mlflow_uri), recorder.run_id, "lr/head")) == 2000
 
 
+def test_an_interrupt_while_a_run_is_made_leaves_none_that_runs(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MlflowClient.create_run
+
+    def interrupted(self: MlflowClient, *args: Any, **kwargs: Any) -> Run:
+        made(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with MlflowRecorder(experiment="demo") as recorder:
+        monkeypatch.setattr(MlflowClient, "create_run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.child("trial 0", wait=False)
+        monkeypatch.undo()
+    client = MlflowClient(mlflow_uri)
+    experiment = client.get_experiment_by_name("demo").experiment_id
+    statuses = {run.info.run_name: run.info.status for run in client.search_runs([experiment])}
+    assert statuses.pop("trial 0") == "KILLED"
+    assert list(statuses.values()) == ["FINISHED"]
+
+
 def test_a_child_that_does_not_wait_is_sent_meanwhile_and_waited_for_by_its_parent(
     mlflow_uri: str,
 ) -> None:
