@@ -25,11 +25,14 @@ from lrfinder.racing import (
     race,
 )
 from lrfinder.suggestions import Bracket, Evidence, Suggestion, ramp_bracket, refused, with_lr
-from lrfinder.suggestions.curves import BracketStatus, Reading, combined
+from lrfinder.suggestions.curves import DOUBTED, BracketStatus, Reading, combined
 from lrfinder.sweeping import HELD_AT, Ramp, ramp_groups, ramp_lrs, ramp_together
 
 # A range in which the loss falls to the end, or never falls, is extended by this factor, once.
 EXTENSION = 100.0
+# Where the loss then still falls by no more than its noise, ramps of so many times the steps show
+# what a few steps cannot.
+SLOWER = 3
 FEW_GROUPS = 4  # up to which the ramp of each is run on every batch order
 RAMP_MARGIN = 0.5  # decades below the minimum of a ramp, where no race decides
 
@@ -104,11 +107,15 @@ class RangeRun:
             return self._refusal(None)
         joint = self._ramp()
         reading = combined(joint)
-        rose = reading.status in ("diverged", "monotone")
+        asked = self.lrs
         # A loss that is not finite before the first step is so at any LR.
-        rose = rose and all(math.isfinite(ramp.trace.losses[0]) for ramp in self.ramps)
+        can_start = all(math.isfinite(ramp.trace.losses[0]) for ramp in self.ramps)
+        rose = can_start and reading.status in ("diverged", "monotone")
         if rose or reading.status == "edge":
             joint = self._extended(down=rose)
+            reading = combined(joint)
+        if can_start and reading.status in DOUBTED:
+            joint = self._slower(asked)
             reading = combined(joint)
         if reading.status != "ok":
             return self._refusal(reading)
@@ -124,10 +131,12 @@ class RangeRun:
 
     # -- ramps ------------------------------------------------------------------------------------
 
-    def _ramp(self) -> list[Reading]:
+    def _ramp(self, *, may_stop: bool = True) -> list[Reading]:
         """Ramp all groups together, and read it on each batch order."""
         lrs = ramp_lrs(*self.lrs)
-        ramps = ramp_together(self.engine, self.ratios, self.held, lrs, **self._options())
+        ramps = ramp_together(
+            self.engine, self.ratios, self.held, lrs, may_stop=may_stop, **self._options()
+        )
         self.ramps += ramps
         return [ramp.read() for ramp in ramps]
 
@@ -170,6 +179,21 @@ class RangeRun:
             else f"The loss was still falling at LR {end:.2g}, so the ramps were extended to {high:.2g}."
         )
         return self._ramp()
+
+    def _slower(self, lrs: tuple[float, float, int]) -> list[Reading]:
+        """The joint ramps again, with more steps in the range that was asked for.
+
+        The first ones are dropped. These end at a loss that is not finite alone: without noise, a
+        small rise before the fall looks like the end of a ramp.
+        """
+        start, end, num_steps = lrs
+        self.lrs = (start, end, SLOWER * num_steps)
+        self.ramps.clear()
+        self.messages.append(
+            f"The loss fell by no more than its noise within {num_steps} steps, so the ramps were "
+            f"run again with {SLOWER * num_steps}."
+        )
+        return self._ramp(may_stop=False)
 
     def _from_ramps(self, joint: Reading, brackets: dict[str, Bracket]) -> Suggestion:
         if not self.one_lr:

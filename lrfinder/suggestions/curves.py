@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lrfinder.suggestions.smoothing import START_STEPS, in_own_range, noise_of, weight_of
+from lrfinder.suggestions.smoothing import START_STEPS, in_own_range, noise_of, start_steps
 from lrfinder.traces import Trace
 
 BracketStatus = Literal[
@@ -44,8 +44,8 @@ class Reading:
         steepest: LR at which it falls fastest in log LR.
         high: LR at which it has risen by 3/10 of the drop above its lowest, or the ramp ended.
         drop: From the start to the lowest, in the unit of the loss.
-        noise: Standard deviation of white noise that sways the smoothed curve as much as the
-            noise of the loss does, in the unit of the loss.
+        noise: Standard deviation of white noise that would sway the smoothed curve of a ramp of
+            the usual steepness as much as its noise sways this one, in the unit of the loss.
         status: "ok", or why nothing can be read: the LRs above then say little.
         message: The status in words, with what to do.
     """
@@ -88,11 +88,12 @@ def read_ramp(lrs: ArrayLike, losses: ArrayLike, *, stopped: bool = False) -> Re
     if usable < MIN_STEPS:
         return _too_short(np.asarray(lrs, dtype=np.float64), usable, ended=ended)
     x, curve = np.log10(rates[:usable]), curve[:usable]
-    smooth, start, noise = in_own_range(curve, weight_of(x))
+    smooth, start, noise = in_own_range(curve, x)
+    first_steps = start_steps(x)
     lowest = int(smooth.argmin())
     # A curve that is lowest among the steps that tell its start has not fallen.
-    drop = float(start - smooth[lowest]) if lowest >= START_STEPS else 0.0
-    rose = _fell(float(np.median(curve[-START_STEPS:])) - start, noise)
+    drop = float(start - smooth[lowest]) if lowest >= first_steps else 0.0
+    rose = _fell(float(np.median(curve[-first_steps:])) - start, noise)
     fell = _fell(drop, noise)
     edge = lowest >= usable - 3 and not ended
     first, last = rates[0], rates[usable - 1]

@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 # Weight of the past where LRs rise by 0.06 decades a step, as in 100 steps over 6 decades. Steeper
 # ramps are smoothed over as many decades, so over fewer steps, but never over less than a few.
 SMOOTHING, SMOOTHING_STEP, LEAST_SMOOTHING = 0.85, 0.06, 0.5
+MOST_SMOOTHED = 60  # steps of a curve for each multiple of the usual density
 MOST_CORRELATED = 0.9
 CAP_RANGES, CAP_NOISE = 0.5, 3.0
 CUT_NOISE = 3.0
-START_STEPS = 8  # the loss at the start is the median of so many
+START_STEPS = 8  # the loss at the start is the median of so many, where a step is as long as usual
 
 
 def smoothed(values: ArrayLike, *, weight: float = SMOOTHING) -> NDArray[np.float64]:
@@ -55,22 +56,38 @@ def weight_of(x: NDArray[np.float64]) -> float:
     return float(max(SMOOTHING ** (step / SMOOTHING_STEP), LEAST_SMOOTHING))
 
 
+def density_of(x: NDArray[np.float64]) -> float:
+    """How many steps a decade has, over the usual number; 1 at least, and what a curve can be smoothed by at most."""
+    dense = SMOOTHING_STEP * (len(x) - 1) / float(x[-1] - x[0])
+    return max(min(dense, len(x) / MOST_SMOOTHED), 1.0)
+
+
+def start_steps(x: NDArray[np.float64]) -> int:
+    """Steps whose median is the start: as many decades as usual where a decade has more of them."""
+    return round(START_STEPS * density_of(x))
+
+
 def in_own_range(
-    curve: NDArray[np.float64], weight: float
+    curve: NDArray[np.float64], x: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], float, float]:
     """The smoothed curve, its start and its noise.
+
+    The noise is told as that of the usual number of steps in a decade: more of them are smoothed
+    together, and so sway the curve less by their root.
 
     What rises far above the start is cut off before smoothing: backwards, a divergence would push
     the minimum to the left. How far is told by the curve's own range, so in two passes.
     """
-    start = float(np.median(curve[:START_STEPS]))
+    weight = weight_of(x)
+    start = float(np.median(curve[: start_steps(x)]))
     below = smoothed(np.minimum(curve, start), weight=weight)
     drop = float(start - below.min())
     noise = noise_of(curve - smoothed(curve, weight=weight))
     cap = start + max(CAP_RANGES * drop, CAP_NOISE * noise)
     smooth = smoothed(np.minimum(curve, cap), weight=weight)
     residuals = np.minimum(curve, cap) - smooth
-    return smooth, start, _slow_noise(residuals[: max(40, len(curve) // 2)])
+    noise = _slow_noise(residuals[: max(40, len(curve) // 2)])
+    return smooth, start, noise / math.sqrt(density_of(x))
 
 
 def _slow_noise(residuals: NDArray[np.float64]) -> float:
