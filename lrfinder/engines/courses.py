@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from lrfinder.engines.averaging import AVERAGED_LOSS, NUM_BATCHES, AveragedWeights
 from lrfinder.engines.batches import BatchOrders, derived_seed
 from lrfinder.engines.plans import Plan
 from lrfinder.engines.states import State
 from lrfinder.schedules import LRTable
 from lrfinder.snapshots import random_state, set_random_state
-from lrfinder.stepping import OnStep, Replica, Steps, StopRule, evaluate
+from lrfinder.stepping import Evaluation, OnStep, Replica, Steps, StopRule, evaluate
 from lrfinder.tasks import Batch, Loader, seed_everything
 from lrfinder.traces import Trace
 
@@ -113,15 +116,46 @@ class Courses:
     ) -> Steps:
         begun = len(trace)
         orders = batches or self.orders
+        weights = self._averaged(plan, replica, target, begun=begun)
         yield from replica.steps(
             orders.batches(plan.order, skip=begun * replica.options.accumulation),
             trace=trace,
             schedule=LRTable(replica.optimizer, plan.lrs),
             num_steps=target - begun,
-            on_step=self._validation(plan, replica, trace) if plan.val_every else None,
+            on_step=self._on_step(plan, replica, trace, weights),
             should_stop=should_stop,
         )
         self.taken += len(trace) - begun
+        if weights is not None and trace is plan.trace and trace.status == "running":
+            skip = target * replica.options.accumulation
+            upcoming = _Upcoming(orders, plan.order, skip)
+            with weights.put():
+                values = yield Evaluation(upcoming, midway=True)
+            trace.add_metric(AVERAGED_LOSS, target - 1, values["val/loss"])
+
+    def _averaged(
+        self, plan: Plan, replica: Replica, target: int, *, begun: int
+    ) -> AveragedWeights | None:
+        """The mean of the weights up to a step after which it is to be looked at, where it can be."""
+        if target not in plan.averaged_after:
+            return None
+        weights = AveragedWeights(replica, target, begun=begun)
+        return weights if weights.is_whole else None
+
+    def _on_step(
+        self, plan: Plan, replica: Replica, trace: Trace, weights: AveragedWeights | None
+    ) -> OnStep | None:
+        """What is done after each step."""
+        validate = self._validation(plan, replica, trace) if plan.val_every else None
+        if weights is None:
+            return validate
+
+        def on_step(step: int, loss: Tensor) -> None:
+            if validate is not None:
+                validate(step, loss)
+            weights.see(step + 1)
+
+        return on_step
 
     def _validation(self, plan: Plan, replica: Replica, trace: Trace) -> OnStep:
         def validate(step: int, loss: Tensor) -> None:
@@ -149,6 +183,18 @@ class Courses:
         for plan in plans:
             state = self.states.pop(id(plan), None)
             self.state_bytes -= 0 if state is None else state.size
+
+
+@dataclass(frozen=True)
+class _Upcoming:
+    """The next batches of an order, to be iterated as often as wanted."""
+
+    orders: BatchOrders
+    order: int
+    skip: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(self.orders.batches(self.order, skip=self.skip), NUM_BATCHES)
 
 
 class SharedOrders(BatchOrders):

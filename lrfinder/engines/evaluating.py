@@ -90,6 +90,9 @@ def together(
     metrics = requests[0].metrics or {}
     if any(dict(request.metrics or {}) != dict(metrics) for request in requests[1:]):
         raise Unfit("their metrics are not the same")
+    midway = requests[0].midway
+    if any(request.midway != midway for request in requests[1:]):
+        raise Unfit("some are looks midway and some are not")
     functions: Functions = {"loss": stack.loss_fn, **metrics}
     index = torch.tensor(rows, device=stack.device)
     parameters = [tensor.index_select(0, index) for tensor in stack.parameters]
@@ -97,7 +100,7 @@ def together(
     kept = [buffer.clone() for buffer in buffers]
     sums: list[Any] = [0.0] * len(functions)
     count = 0
-    with eval_mode(stack.skeleton), torch.no_grad(), _by_parts():
+    with eval_mode(stack.skeleton, batch_stats=midway), torch.no_grad(), _by_parts():
         for batches in _zipped(requests):
             moved = [move_to(batch, stack.device) for batch in batches]
             size = batch_size(moved[0])

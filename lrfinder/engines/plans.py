@@ -22,6 +22,8 @@ class Plan:
             from the same random states, so that a comparison of them is paired.
         name: What its trace is called.
         val_every: Steps between two evaluations on the engine's validation batch; 0 for none.
+        averaged_after: Numbers of steps after which the mean of the weights of the last half of
+            them is evaluated, as a metric of the trace (`lrfinder.engines.averaging`).
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Plan:
         order: int = 0,
         name: str = "",
         val_every: int = 0,
+        averaged_after: Sequence[int] = (),
     ) -> None:
         self.lrs: dict[str, NDArray[np.float64]] = {
             group: np.asarray(values, dtype=np.float64) for group, values in lrs.items()
@@ -38,15 +41,22 @@ class Plan:
         self.num_steps = len(next(iter(self.lrs.values())))
         self.order = order
         self.val_every = val_every
+        self.averaged_after = tuple(averaged_after)
         self.trace = Trace(list(self.lrs), name=name)
 
     @classmethod
     def constant(
-        cls, lrs: Mapping[str, float], num_steps: int, *, order: int = 0, name: str = ""
+        cls,
+        lrs: Mapping[str, float],
+        num_steps: int,
+        *,
+        order: int = 0,
+        name: str = "",
+        averaged_after: Sequence[int] = (),
     ) -> Plan:
         """A plan whose LRs stay as they are."""
         table = {group: np.full(num_steps, lr) for group, lr in lrs.items()}
-        return cls(table, order=order, name=name)
+        return cls(table, order=order, name=name, averaged_after=averaged_after)
 
     @property
     def ended(self) -> bool:

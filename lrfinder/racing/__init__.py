@@ -6,13 +6,16 @@ start. What is suggested is where the landscape that the whole race shows is low
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrfinder.engines import Engine, Plan
+from lrfinder.engines.averaging import AVERAGED_LOSS
 from lrfinder.racing.candidates import (
+    AVERAGED_RUNGS,
     JOINT_BOX,
     LINE,
     RUNGS,
@@ -26,6 +29,7 @@ from lrfinder.racing.candidates import (
 )
 from lrfinder.racing.landscapes import Landscape, horizon, lowered
 from lrfinder.racing.standings import Race, Standing
+from lrfinder.traces import Trace
 
 __all__ = [
     "JOINT_BOX",
@@ -61,7 +65,8 @@ def race(
 
     Of those in the box a half goes on after 15 steps, a quarter after 30 and an eighth after 60, to
     120; of those on the line 6, 4 and 3 in 10, so that the best single LR is known too, and all of
-    them where there is no box. A loss that is not finite ends its candidate.
+    them where there is no box. A loss that is not finite ends its candidate. From the second rung on
+    the mean of each candidate's weights is evaluated too: a look ahead to a training that cools down.
 
     Args:
         engine: What trains them: all from one start, those of an order on the same batches.
@@ -80,6 +85,7 @@ def race(
     counts = {kind: sum(one.kind == kind for one in candidates) for kind in kinds}
     alive = list(range(len(candidates)))
     scores: list[list[float]] = [[] for _ in candidates]
+    averaged: list[list[float]] = [[] for _ in candidates]
     start, taken = 0.0, 0
     for rung_number, rung in enumerate(RUNGS):
         before = engine.steps
@@ -91,6 +97,10 @@ def race(
         start = float(np.mean([curve[0] for curve in curves[0]]))
         for number, value in zip(alive, scores_of(curves, rung), strict=True):
             scores[number].append(value)
+        if rung in AVERAGED_RUNGS:
+            found = averaged_of([[plan.trace for plan in plans[number]] for number in alive], rung)
+            for number, value in zip(alive, found, strict=True):
+                averaged[number].append(value)
         ranked = sorted(alive, key=lambda number: scores[number][-1])
         kept: list[int] = []
         if rung != RUNGS[-1]:
@@ -106,6 +116,7 @@ def race(
             dict(candidate.lrs),
             tuple(scores[number]),
             diverged=any(plan.trace.status == "diverged" for plan in plans[number]),
+            averaged=tuple(averaged[number]),
         )
         for number, candidate in enumerate(candidates)
     ]
@@ -136,10 +147,31 @@ def scores_of(curves: Sequence[Sequence[NDArray[np.float64]]], rung: int) -> lis
             for orders in curves
         ]
     )
-    starts = np.array([curve[0] for curve in curves[0]])
-    lowest = np.minimum(tails.min(axis=0), starts)
+    return _capped(tails, np.array([curve[0] for curve in curves[0]]))
+
+
+def averaged_of(traces: Sequence[Sequence[Trace]], rung: int) -> list[float]:
+    """The loss of the mean of each candidate's weights, averaged over the orders and capped as scores are.
+
+    Args:
+        traces: Candidate -> order -> its trace.
+        rung: Steps after which the means were evaluated; one without a value counts as diverged.
+    """
+    found = np.array([[_averaged(trace, rung) for trace in orders] for orders in traces])
+    return _capped(found, np.array([trace.losses[0] for trace in traces[0]]))
+
+
+def _averaged(trace: Trace, rung: int) -> float:
+    steps, values = trace.metrics.get(AVERAGED_LOSS, ((), ()))
+    value = dict(zip(steps, values, strict=True)).get(rung - 1, math.inf)
+    return value if math.isfinite(value) else math.inf
+
+
+def _capped(losses: NDArray[np.float64], starts: NDArray[np.float64]) -> list[float]:
+    """Means over the orders of losses, shape (candidates, orders), each capped."""
+    lowest = np.minimum(losses.min(axis=0), starts)
     caps = starts + 2 * (starts - lowest)
-    return [float(value) for value in np.minimum(tails, caps).mean(axis=1)]
+    return [float(value) for value in np.minimum(losses, caps).mean(axis=1)]
 
 
 def holds(engine: Engine, lrs: Lrs, race: Race) -> bool:
@@ -162,4 +194,4 @@ def holds(engine: Engine, lrs: Lrs, race: Race) -> bool:
 
 def _plan(engine: Engine, candidate: Candidate, order: int, name: str) -> Plan:
     lrs = {group: candidate.lrs[group] for group in engine.group_names}
-    return Plan.constant(lrs, RUNGS[-1], order=order, name=name)
+    return Plan.constant(lrs, RUNGS[-1], order=order, name=name, averaged_after=AVERAGED_RUNGS)

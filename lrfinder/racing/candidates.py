@@ -15,6 +15,7 @@ Kind = Literal["equal", "joint"]
 Lrs = Mapping[str, float]
 
 RUNGS = (15, 30, 60, 120)  # steps after which candidates are judged
+AVERAGED_RUNGS = RUNGS[1:]  # by the mean of their weights too; before, it says little
 KEPT = {  # share that goes on after each rung
     "equal": (0.6, 0.4, 0.3),  # a line has few, and its best is what all others are compared with
     "joint": (1 / 2, 1 / 4, 1 / 8),

@@ -20,6 +20,9 @@ class Standing:
         scores: After each rung that it reached: the mean of its last losses there, averaged over
             the batch orders; the cap where it diverged.
         diverged: Whether it diverged in any order.
+        averaged: After each rung from the second on that it reached: the loss of the mean of its
+            weights over the last half of its steps, on batches to come, averaged and capped as
+            scores are.
     """
 
     candidate: int
@@ -27,6 +30,7 @@ class Standing:
     lrs: Lrs
     scores: tuple[float, ...]
     diverged: bool
+    averaged: tuple[float, ...] = ()
 
     @property
     def rung(self) -> int:

@@ -206,7 +206,13 @@ class RangeTest:
             ramps=ramps,
             standings=None
             if standings is None
-            else tuple(Standing(**item | {"scores": tuple(item["scores"])}) for item in standings),
+            else tuple(
+                Standing(
+                    **item
+                    | {key: tuple(item[key]) for key in ("scores", "averaged") if key in item}
+                )
+                for item in standings
+            ),
             cost=Cost(**data["cost"]),
             settings=data["settings"],
         )

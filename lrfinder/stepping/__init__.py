@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lrfinder.distributing import loss_of, mean
 from lrfinder.groups import check_optimizer, group_names, lr_groups, shared_lrs
 from lrfinder.schedules import StepSchedule
+from lrfinder.snapshots import random_state, set_random_state
 from lrfinder.stepping.checks import check_loss, check_same_model, needs_closure
 from lrfinder.stepping.evaluating import Evaluation, Metrics, autocast, evaluate
 from lrfinder.tasks import Batch, LossFn, StepOptions, move_to
@@ -118,13 +119,18 @@ class Replica:
         """What a training is sent that asks for a step, or to be evaluated."""
         if not isinstance(request, Evaluation):
             return self.step(request)
-        return evaluate(
+        state = random_state() if request.midway else None
+        values = evaluate(
             self.model,
             self.loss_fn,
             request.loader,
             metrics=request.metrics,
             autocast_dtype=self.options.autocast,
+            batch_stats=request.midway,
         )
+        if state is not None:
+            set_random_state(state)
+        return values
 
     def update(self) -> None:
         """Clip the gradients that are there, and take the optimizer's step with them."""

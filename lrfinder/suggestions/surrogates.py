@@ -27,13 +27,15 @@ class Surrogate:
 
     Law: y = sqrt(gap), with gap = (s - s_best) / (s_start - s_best) in 0 .. 1 among the candidates of
     one rung, is a Gaussian process with a squared exponential kernel over (log10 lr_1, ..,
-    log10 lr_G, log10 steps), a length scale for each, and independent noise; its parameters
+    log10 lr_G, log10 steps, c), a length scale for each, and independent noise; its parameters
     maximise the likelihood. So it depends neither on the unit nor on the sign of the loss.
 
     Args:
         lrs: log10 of the LRs, shape (N, G).
         steps: After which each was judged, shape (N,), > 0.
         gaps: Shape (N,), in 0 .. 1 and finite.
+        cooled: c, shape (N,): 1 where the loss is that of the mean of the weights, which is as of a
+            training that has cooled down; 0 where it is that of a constant LR.
         length_scales: The shortest and the longest that is looked at, in decades, of an LR and of
             the number of steps.
 
@@ -47,13 +49,14 @@ class Surrogate:
         steps: NDArray[np.float64],
         gaps: NDArray[np.float64],
         *,
+        cooled: NDArray[np.float64],
         length_scales: tuple[float, float],
     ) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-        inputs = np.column_stack([lrs, np.log10(steps)])
+        inputs = np.column_stack([lrs, np.log10(steps), cooled])
         count = inputs.shape[1]
         kernel = ConstantKernel(1.0, (0.05, 20.0)) * RBF(
             np.ones(count), [length_scales] * count
@@ -67,7 +70,7 @@ class Surrogate:
             self._process.fit(inputs, np.sqrt(gaps))
 
     def best(
-        self, steps: float, near: Points, *, softness: float, seed: int = 0
+        self, steps: float, near: Points, *, cooled: float, softness: float, seed: int = 0
     ) -> NDArray[np.float64]:
         """The log10 LRs, shape (G,), that are expected to be best after `steps`.
 
@@ -79,18 +82,21 @@ class Surrogate:
         Args:
             steps: > 0; more than were measured is an extrapolation.
             near: log10 LRs of good candidates, shape (M, G).
+            cooled: c, 0 .. 1.
             softness: Of the minimum, in standard deviations of the landscape there, > 0.
             seed: Of the points.
         """
         low, high = near.min(axis=0) - MARGIN, near.max(axis=0) + MARGIN
         spread = np.random.default_rng(seed).uniform(low, high, (NUM_POINTS, near.shape[1]))
         points = np.concatenate([spread, near])
-        mean, error = self._process.predict(self._inputs(points, steps), return_std=True)
+        mean, error = self._process.predict(self._inputs(points, steps, cooled), return_std=True)
         values = mean + CAUTION * error
         weights = np.exp(-(values - values.min()) / (softness * values.std() + 1e-12))
         return np.asarray(weights @ points / weights.sum(), dtype=np.float64)
 
-    def advantage(self, first: Points, second: Points, steps: float) -> tuple[float, float]:
+    def advantage(
+        self, first: Points, second: Points, steps: float, *, cooled: float
+    ) -> tuple[float, float]:
         """By how much `first` is expected to be better than `second`, and the standard error.
 
         Law: gap(second) - gap(first), as a share of the drop of the best, with gap = y |y| of the
@@ -101,8 +107,9 @@ class Surrogate:
             first: log10 LRs, shape (G,).
             second: The same.
             steps: After which they are compared.
+            cooled: c, 0 .. 1.
         """
-        inputs = self._inputs(np.stack([first, second]), steps)
+        inputs = self._inputs(np.stack([first, second]), steps, cooled)
         mean, covariance = self._process.predict(inputs, return_cov=True)
         ours, theirs = np.minimum(mean, 1.0).tolist()
         # The covariance is that of two measurements; their noise says nothing of what is expected.
@@ -113,5 +120,6 @@ class Surrogate:
         return theirs * abs(theirs) - ours * abs(ours), error
 
     @staticmethod
-    def _inputs(lrs: Points, steps: float) -> Points:
-        return np.column_stack([lrs, np.full(len(lrs), math.log10(steps))])
+    def _inputs(lrs: Points, steps: float, cooled: float) -> Points:
+        count = len(lrs)
+        return np.column_stack([lrs, np.full(count, math.log10(steps)), np.full(count, cooled)])
