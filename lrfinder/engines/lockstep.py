@@ -99,6 +99,7 @@ class Lockstep:
                     job.take(answer)
                 for job in [job for job in active if job.request is None]:
                     self._leave(active, job)
+                    self._enter(None)  # `on_end` may look at the random states of this one
                     on_end(job)
         except BaseException as error:
             for job in (*active, *held):
@@ -136,6 +137,7 @@ class Lockstep:
                 self._enter(job)
                 job.begin()
             if job.request is None:
+                self._enter(None)
                 on_end(job)
             else:
                 active.append(job)
