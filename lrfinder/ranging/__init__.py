@@ -48,8 +48,9 @@ def range_test(
 
     Ramps bracket: the LRs rise from `start_lr` to `end_lr`, of all groups together and then of one
     group with the others held at 1/100 of where the joint loss was lowest. A race decides: LRs
-    inside the brackets are trained for up to 120 steps from the same start on the same batches, a
-    Gaussian process is fitted to all that they show, and its lowest place is suggested. Whatever
+    inside the brackets are trained for up to 120 steps from the same start on the same batches, and
+    the means of their weights, which tell of a training that cools down, are evaluated on the next
+    8. A Gaussian process is fitted to all that they show, and its lowest place is suggested. Whatever
     happens inside, model, optimizer, attached schedulers, scaler, gradients, train/eval flags,
     random states and the loaders' generators are bit for bit as before.
 
@@ -69,7 +70,8 @@ def range_test(
         end_lr: Where ramps end, > start_lr; by default 10 (SGD) or 3. If the loss is still falling
             there, the ramps are extended once, to 100 times this, and the result says so; likewise
             down to 1/100 of `start_lr` where the loss never falls, as with the small LRs that large
-            pretrained models want. With
+            pretrained models want. Where it falls by no more than its noise they are run once more,
+            with three times the steps. With
             "together" both are of the group whose LR is highest.
         num_steps: Optimizer steps of a ramp, >= 2.
         groups: "each": an LR for every group, whatever the optimizer's are now. "together": one
@@ -77,7 +79,8 @@ def range_test(
             the names of the groups to test; the others keep their LR throughout.
         effort: "brackets": ramps only, and no suggestion for more than one group. "quick",
             "standard" or "thorough": and a race, of 1,110, 1,365 or 4,620 steps (1,080
-            where there is one LR, and twice as many with "thorough"), however many groups there are.
+            where there is one LR, and twice as many with "thorough"), however many groups there are;
+            and 8 forward passes for each candidate that is left at the later rungs.
         planned_steps: Optimizer steps of the training to come: a longer one is served by lower LRs,
             and how much lower is read from the race as far as it goes, and is a stated back-off
             beyond (`lrfinder.racing.horizon`).
