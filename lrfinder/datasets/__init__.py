@@ -17,7 +17,15 @@ from lrfinder.datasets.bundled import Pair, digits
 from lrfinder.datasets.transforms import CropAndFlip, Standardize, Transform
 from lrfinder.distributing import share_of
 
-__all__ = ["CropAndFlip", "Pair", "Standardize", "TensorLoader", "Transform", "digits"]
+__all__ = [
+    "CropAndFlip",
+    "Pair",
+    "Standardize",
+    "TensorLoader",
+    "Transform",
+    "digits",
+    "is_self_contained",
+]
 
 
 class TensorLoader:
@@ -163,6 +171,21 @@ class TensorLoader:
     def __repr__(self) -> str:
         """Number and size of its batches, and their device."""
         return f"TensorLoader({len(self)} batches of {self.batch_size} on {self.device})"
+
+
+def is_self_contained(loader: object) -> bool:
+    """Whether iterating a loader touches no random state but that of a generator of its own.
+
+    So of a list of batches, and of a `TensorLoader` without a transform of the user's.
+
+    Example:
+        >>> loader = TensorLoader(torch.arange(5.0), batch_size=2, shuffle=True)
+        >>> is_self_contained(loader), is_self_contained(torch.utils.data.DataLoader(range(4)))
+        (True, False)
+    """
+    if type(loader) is TensorLoader:
+        return type(loader.transform) in (type(None), CropAndFlip, Standardize)
+    return type(loader) in (list, tuple)
 
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:

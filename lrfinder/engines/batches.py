@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lrfinder.datasets import is_self_contained
 from lrfinder.snapshots import RandomState, loader_generators
 from lrfinder.tasks import Batch, Loader, seed_everything
 
 GIB = 2**30
-MOST_AHEAD = 16  # batches
+MOST_AHEAD = 64  # batches
 # Places in one order at which it is drawn from without beginning again, where it is not kept.
 MOST_STREAMS = 4
 
@@ -89,7 +90,7 @@ class BatchOrders:
         # Switching the random states costs more than many a batch, so several are drawn at once
         # where they are kept: no more than were asked for already.
         ahead = min(len(kept), MOST_AHEAD)
-        if stream.position == index == len(kept) and ahead > 1 and self._fits(kept[0], ahead):
+        if stream.position == index == len(kept) and ahead > 1 and self._fit(kept[0], ahead):
             for batch in stream.draw(ahead):
                 if not self._keep(kept, batch):
                     break  # larger than the first; it is drawn again when it is its turn
@@ -112,13 +113,14 @@ class BatchOrders:
         del streams[:-MOST_STREAMS]
         return streams[-1]
 
-    def _fits(self, batch: Batch, count: int) -> bool:
+    def _fit(self, batch: Batch, count: int) -> bool:
         return self.kept_bytes + count * num_bytes(batch) <= self.memory
 
     def _keep(self, kept: list[Batch], batch: Batch) -> bool:
-        if not self._fits(batch, 1):
+        size = num_bytes(batch)
+        if self.kept_bytes + size > self.memory:
             return False
-        self.kept_bytes += num_bytes(batch)
+        self.kept_bytes += size
         kept.append(batch)
         return True
 
@@ -131,15 +133,19 @@ class _Stream:
         self.position = 0
         self._seed = seed
         self._iterator: Iterator[Batch] | None = None
-        self._state: tuple[RandomState, list[Tensor]] | None = None
+        self._generators = loader_generators(loader)
+        # Switching the states of the process costs more than many a batch.
+        self._is_self_contained = is_self_contained(loader)
+        self._state: tuple[RandomState | None, list[Tensor]] | None = None
 
     def draw(self, count: int = 1) -> list[Batch]:
         """The next batches; the random states of the process are left as they are."""
         outside = self._states()
         try:
             if self._state is None:
-                seed_everything(self._seed)
-                for index, generator in enumerate(loader_generators(self.loader)):
+                if not self._is_self_contained:
+                    seed_everything(self._seed)
+                for index, generator in enumerate(self._generators):
                     generator.manual_seed(self._seed + 1 + index)
             else:
                 self._set_states(self._state)
@@ -159,12 +165,14 @@ class _Stream:
             self._iterator = None  # an epoch ended: begin the next
         raise ValueError("The loader must give at least one batch, but it is empty.")
 
-    def _states(self) -> tuple[RandomState, list[Tensor]]:
-        return RandomState.here(), [g.get_state() for g in loader_generators(self.loader)]
+    def _states(self) -> tuple[RandomState | None, list[Tensor]]:
+        here = None if self._is_self_contained else RandomState.here()
+        return here, [generator.get_state() for generator in self._generators]
 
-    def _set_states(self, states: tuple[RandomState, list[Tensor]]) -> None:
-        states[0].restore()
-        for generator, state in zip(loader_generators(self.loader), states[1], strict=True):
+    def _set_states(self, states: tuple[RandomState | None, list[Tensor]]) -> None:
+        if states[0] is not None:
+            states[0].restore()
+        for generator, state in zip(self._generators, states[1], strict=True):
             generator.set_state(state)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lrfinder.datasets import TensorLoader
+from lrfinder.datasets import is_self_contained
 from lrfinder.engines import ENGINES
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.fitting import capacity_for
@@ -182,7 +182,7 @@ def make_job(
 
     # Others may shuffle, or augment, with the random state of the process.
     loaders = (started.train_loader, started.val_loader)
-    is_quiet = all(isinstance(part, (TensorLoader, list, tuple, type(None))) for part in loaders)
+    is_quiet = all(loader is None or is_self_contained(loader) for loader in loaders)
     job = Job(replica, course(made), Stream(replica.device), is_quiet=is_quiet)
     job.num_steps = planned_steps(started, epochs, task.options)
     return job
