@@ -168,21 +168,29 @@ def stack_of(model: nn.Module, count: int, **options: Any) -> Stack:
 
 
 def test_a_frozen_trunk_is_not_stacked_and_runs_once() -> None:
-    stack = stack_of(frozen_trunk().double(), 4)
-    assert [p.shape for p in stack.parameters] == [(4, 5, 6), (4, 5)]
-    assert stack.buffers == []
+    """Whether its layers are taken by themselves, since somebody looks at them, or in one go."""
+    model = frozen_trunk().double()
     seen: dict[str, bool] = {}
-    for name, module in stack.skeleton.named_children():
+    for name, module in model.named_children():
         module.register_forward_hook(
             lambda module, inputs, output, name=name: seen.update(
                 {name: torch._C._functorch.is_batchedtensor(output)}
             )
         )
     batch = batches("cnn with BatchNorm")[0]
-    streams = streams_of(stack)
-    losses, _ = stack.gradients([[batch]] * 4, streams)
-    assert losses.shape == (4,)
+    losses = []
+    for one in (model, frozen_trunk().double()):
+        one.load_state_dict(model.state_dict())
+        stack = stack_of(one, 4)
+        assert [p.shape for p in stack.parameters] == [(4, 5, 6), (4, 5)]
+        assert stack.buffers == []
+        with CountOperations() as counter:
+            losses.append(stack.gradients([[batch]] * 4, streams_of(stack))[0])
+        assert counter.counts["aten.convolution.default"] == 2
+        assert counter.inputs["aten.convolution.default"] == {len(batch[0])}
     assert list(seen.values()) == [False] * 9 + [True]
+    assert losses[0].shape == (4,)
+    torch.testing.assert_close(losses[0], losses[1])
 
 
 def streams_of(stack: Stack) -> Any:
@@ -221,9 +229,12 @@ class CountOperations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.inputs: dict[str, set[int]] = {}  # lengths of what comes first
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[str(func)] += 1
+        if args and isinstance(args[0], torch.Tensor) and args[0].dim():
+            self.inputs.setdefault(str(func), set()).add(len(args[0]))
         return func(*args, **(kwargs or {}))
 
 
