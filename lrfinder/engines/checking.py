@@ -60,11 +60,17 @@ def check_together(
         compiles = stack.compiles
         if compiles:
             found, buffers = rehearse(stack, together, streams)
-        between = time.perf_counter()
-        plain, others = rehearse(stack, lambda: [alone(row) for row in rows], streams)
-        seconds = (time.perf_counter() - between) / len(rows), between - began
+        together_took, took = time.perf_counter() - began, []
+
+        def each() -> Iterator[Step]:
+            for row in rows:
+                began = time.perf_counter()
+                yield alone(row)
+                took.append(time.perf_counter() - began)
+
+        plain, others = rehearse(stack, lambda: list(each()), streams)
         if not compiles:
-            chooser.look(len(stack.replicas), *seconds)
+            chooser.look(len(stack.replicas), took, together_took)
         for row, own in zip(rows, plain, strict=True):
             theirs = [None if gradient is None else gradient[row] for gradient in found[1]]
             if complaint := differs(own, (found[0][row], theirs), limit):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -55,6 +56,9 @@ class Chooser:
         self.note = ""  # added to a reason
         self.used: set[str] = set()
         self._samples: dict[tuple[int, str], list[float]] = {}
+        self._least: dict[
+            int, float
+        ] = {}  # seconds that so many take one after the other, or more
         self._fast: int | None = None  # fewest replicas for which lockstep was faster
         self._slow = 1  # most replicas for which it was not
         self._wide = 0  # wide convolutions, where most of what is trained is theirs
@@ -124,6 +128,8 @@ class Chooser:
         taken = {
             kind: len(self._samples.get((count, kind), ())) for kind in ("stepping", "lockstep")
         }
+        if count in self._least and not taken["lockstep"]:
+            return "lockstep"  # which may be told from the check already
         return "stepping" if taken["stepping"] <= taken["lockstep"] else "lockstep"
 
     def refuse(self, reason: str) -> None:
@@ -157,6 +163,9 @@ class Chooser:
     def _judge(self, count: int) -> None:
         samples = [self._samples.get((count, kind), []) for kind in ("stepping", "lockstep")]
         if not all(samples):
+            least, together = self._least.get(count, 0.0), min(samples[1], default=math.inf)
+            if together * CLEAR < least:
+                self._decide(count, least, together)
             return
         stepping, lockstep = map(min, samples)
         taken, ratio = min(map(len, samples)), lockstep / stepping
@@ -168,10 +177,13 @@ class Chooser:
         if taken >= needed:
             self._decide(count, stepping, lockstep)
 
-    def look(self, count: int, one: float, together: float) -> None:
-        """Learn from the check's seconds for the gradients of one replica, and of all together."""
-        known = self._fast is not None and count >= self._fast
-        if self.engine == "auto" and not known and together > max(LONG, HOPELESS * count * one):
+    def look(self, count: int, alone: Sequence[float], together: float) -> None:
+        """Learn from the check's seconds for the gradients of some replicas, and of all together."""
+        if self.engine != "auto" or (self._fast is not None and count >= self._fast):
+            return
+        self._least[count] = count * min(alone)
+        one = sum(alone) / len(alone)
+        if together > max(LONG, HOPELESS * count * one):
             self._decide(count, count * one, together)
 
     def _decide(self, count: int, stepping: float, lockstep: float) -> None:

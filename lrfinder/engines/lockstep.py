@@ -47,6 +47,7 @@ class Lockstep:
         self._stack: Stack | None = None
         self._update: Update | None = None
         self._shared = False  # whether a stack is tried
+        self._rows = 1  # of a stack
         self._looks = False  # whether one replica is looked at before
         self._evaluator = Evaluator()
         self._more_to_come = False  # whether jobs wait for others to end
@@ -78,7 +79,8 @@ class Lockstep:
         active: list[Job] = []
         held: deque[Job] = deque()  # under way, but without a row
         waiting = iter(jobs)
-        self._shared = self.chooser.worth(min(count, self.capacity), num_steps)
+        self._rows = max(1, min(count, self.capacity))  # others would be made for nobody
+        self._shared = self.chooser.worth(self._rows, num_steps)
         self._looks = self._shared and self.chooser.looks
         try:
             while True:
@@ -127,7 +129,8 @@ class Lockstep:
         on_end: Callable[[Job], None],
     ) -> None:
         """Give free rows to those that have begun before, then to those that wait."""
-        while len(active) < (self.capacity if self._shared and not self._looks else 1):
+        most = min(self.capacity, self._rows) if self._shared and not self._looks else 1
+        while len(active) < most:
             self._enter(None)  # making a job draws random numbers too
             job = held.popleft() if held else next(waiting, END)
             self._more_to_come = job is None
@@ -151,7 +154,7 @@ class Lockstep:
                 self._enter(None)
                 changing = changing_buffers(job.replica, job.parts, job.stream)
                 fold = job.replica.device.type == "cpu"
-                self._stack = Stack(job.replica, self.capacity, changing=changing, fold=fold)
+                self._stack = Stack(job.replica, self._rows, changing=changing, fold=fold)
                 self._update = make_update(self._stack, job.replica)
             self._stack.add(job.replica)
         except Unfit as error:

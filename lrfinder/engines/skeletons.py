@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import copyreg
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +29,37 @@ def trained_names(replica: Replica) -> list[str]:
     return [names[id(p)] for p in replica.parameters if p.requires_grad]
 
 
+# Attributes that each module has, most of which are empty.
+_OWN = frozenset(vars(nn.Module()))
+# How a class may say that it is copied in another way.
+_WAYS = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__",
+         "__getnewargs__", "__getnewargs_ex__", "__slots__")  # fmt: skip
+_ATOMS = (bool, int, float, str, type(None))
+
+
+def twin_of(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """What `copy.deepcopy(model, memo)` gives, in a quarter of the time."""
+    if id(model) in memo:
+        return memo[id(model)]  # type: ignore[no-any-return]
+    kind = type(model)
+    own_ways = [getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _WAYS]
+    if any(own_ways) or kind in copyreg.dispatch_table or vars(model).get("_compiled_call_impl"):
+        return copy.deepcopy(model, memo)
+    memo[id(model)] = made = kind.__new__(kind)
+    for key, value in vars(model).items():
+        if key == "_modules":
+            value = {
+                name: None if child is None else twin_of(child, memo)
+                for name, child in value.items()
+            }
+        elif key in _OWN and not value and type(value) in (dict, OrderedDict):
+            value = type(value)()
+        elif type(value) not in _ATOMS:
+            value = copy.deepcopy(value, memo)
+        vars(made)[key] = value
+    return made
+
+
 def skeleton_of(
     model: nn.Module, trained: set[str], changing: set[str], *, fold: bool | None
 ) -> nn.Module:
@@ -40,7 +73,7 @@ def skeleton_of(
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
     memo |= {id(b): b for name, b in model.named_buffers() if name not in changing}
     try:
-        made = copy.deepcopy(model, memo)
+        made = twin_of(model, memo)
     except Exception as error:  # whatever a module's own state raises
         raise Unfit(f"the model cannot be copied: {first_line(error)}") from error
     return made if fold is None else folded(made, convolutions=fold)

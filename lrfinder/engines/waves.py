@@ -18,6 +18,7 @@ from lrfinder.engines.lockstep import Lockstep
 from lrfinder.engines.one_by_one import SteppingEngine
 from lrfinder.engines.plans import Plan
 from lrfinder.engines.randomness import Stream
+from lrfinder.engines.skeletons import twin_of
 from lrfinder.snapshots import Snapshot, trained_tensors
 from lrfinder.stepping import Replica, StopRule
 from lrfinder.tasks import Batch, Loader
@@ -144,7 +145,7 @@ def copied(replica: Replica) -> Replica:
     trained = {id(tensor) for tensor in trained_tensors(model, optimizer)}
     memo: dict[int, Any] = {id(p): p for p in model.parameters() if id(p) not in trained}
     try:
-        twin, made = copy.deepcopy(model, memo), copy.deepcopy(optimizer, memo)
+        twin, made = twin_of(model, memo), copy.deepcopy(optimizer, memo)
     except Exception as error:  # whatever a user's own class raises
         raise Unfit(f"it cannot be copied: {error}") from error
     # torch copies the groups and the state alone.

@@ -457,6 +457,19 @@ def wide() -> nn.Module:
     )
 
 
+def test_what_the_check_timed_may_be_enough() -> None:
+    """It knows what the gradients take one after the other, to which their steps only add."""
+    for together, chosen in ((2.0, "lockstep"), (3.5, "stepping")):
+        chooser = Chooser("auto", torch.device("cpu"))
+        chooser.checked = True
+        chooser.look(4, [3.0, 1.0], 9.0)
+        assert chooser.way(4) == "lockstep"
+        chooser._samples = {(4, "lockstep"): [together]}
+        chooser._judge(4)
+        assert chooser.way(4) == chosen
+        assert (chosen == "lockstep") == ("2e+03 ms together and 4e+03 ms" in chooser.reason)
+
+
 @pytest.mark.parametrize("busy", [0.0, 1e9])
 def test_wide_convolutions_are_looked_at_before_a_probe(
     busy: float, monkeypatch: pytest.MonkeyPatch

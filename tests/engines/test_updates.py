@@ -14,7 +14,7 @@ from lrfinder.engines import Plan
 from lrfinder.engines import lockstep as lockstep_module
 from lrfinder.engines.updates import make_update
 from lrfinder.engines.updates.affine import AFFINE, Affine
-from lrfinder.engines.updates.native import NATIVE
+from lrfinder.engines.updates.rules import NATIVE
 from lrfinder.engines.updates.views import Views
 from tests.engines.models import batches, make, make_engine, plans
 

@@ -1,7 +1,7 @@
 """Updates: the optimizer step of K replicas, each with its own learning rates and its own state.
 
 SGD, Adam and AdamW of torch are written out for stacked tensors, with a table of learning rates of
-shape (K, groups): `native`. Other optimizers of torch that work on each element by itself, and in
+shape (K, groups): `native`, `rules`. Other optimizers of torch that work on each element by itself, and in
 proportion to the learning rate, step once for all: `affine`. Every other optimizer takes its own
 step for each replica: it holds views of the stack, so nothing of it has to be known: `views`.
 In any case a replica's optimizer has its state where torch has it, and whoever reads, saves or
@@ -14,7 +14,7 @@ import torch
 
 from lrfinder.engines.stacking import Stack
 from lrfinder.engines.updates.affine import AFFINE, Affine
-from lrfinder.engines.updates.native import NATIVE
+from lrfinder.engines.updates.rules import NATIVE
 from lrfinder.engines.updates.views import Update, Views
 from lrfinder.schedules.schedulers import mark_stepped
 from lrfinder.stepping import Replica

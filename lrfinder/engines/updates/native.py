@@ -1,8 +1,7 @@
-"""Native: SGD, Adam and AdamW of torch, written out for stacked tensors."""
+"""Native: what optimizers have in common that are written out for stacked tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrfinder.engines.stacking import Stack
-from lrfinder.engines.updates.views import Gradients, Update, clip, column_of, shaped
+from lrfinder.engines.updates.views import Gradients, clip, column_of, shaped
 from lrfinder.stepping import Replica
 
 
@@ -37,6 +36,7 @@ class Native:
         self._taken = np.zeros(shape, dtype=np.int64)
         self._counts = torch.zeros(shape, device=stack.device)
         self._shown = np.zeros(shape, dtype=bool)  # whether the optimizer of a row has its state
+        self._all_shown = False  # whether those of all rows in use have all of it
         self._group_of: list[int] = []
         self._picked = itemgetter(*self.options)
         self._known: list[tuple[Any, ...]] = []  # the options of all groups of all rows
@@ -59,6 +59,7 @@ class Native:
     def load(self, row: int) -> None:
         """See `Update`."""
         replica = self._stack.replicas[row]
+        self._all_shown = False
         for index, parameter in enumerate(self._stack.trained_of(replica)):
             state = replica.optimizer.state.get(parameter) or {}
             begun = all(state.get(kind) is not None for kind in self.states)
@@ -126,11 +127,12 @@ class Native:
                 gradient = gradients[index]
                 assert gradient is not None
                 self._update(index, gradient, *self._slices[index])
-            if not self._shown[which, :count].all():
+            if not self._all_shown:
                 for index in used:
                     for row in np.flatnonzero(~self._shown[index, :count]).tolist():
                         self._show(replicas[row], index, row)
                         self._shown[index, row] = True
+                self._all_shown = bool(self._shown[:, :count].all())
         for replica in replicas:
             # What torch's optimizers note themselves, for schedulers that warn without it.
             vars(replica.optimizer)["_opt_called"] = True
@@ -144,11 +146,11 @@ class Native:
         known = [self._picked(g) for r in replicas for g in r.optimizer.param_groups]
         if known == self._known:
             return
-        self._known, self._shaped = known, {}
+        self._known = known
         number = len(replicas[0].optimizer.param_groups)
         if len(self._columns) != number:
             self._values, self._columns = [{} for _ in range(number)], [{} for _ in range(number)]
-        for group, (values, columns) in enumerate(zip(self._values, self._columns, strict=True)):
+        for group, values in enumerate(self._values):
             rows = zip(*known[group::number], strict=True)
             for name, given in zip(self.options, rows, strict=True):
                 if values.get(name) == given:
@@ -156,10 +158,25 @@ class Native:
                 values[name] = given
                 if name == "betas":
                     first, second = zip(*given, strict=True)
-                    columns["beta1"] = column_of(first, device)
-                    columns["beta2"] = column_of(second, device)
+                    self._put(group, "beta1", column_of(first, device))
+                    self._put(group, "beta2", column_of(second, device))
                 else:
-                    columns[name] = column_of(given, device)
+                    self._put(group, name, column_of(given, device))
+
+    def _put(self, group: int, name: str, column: Any) -> None:
+        """Keep a column in the place of the one before: where that was, since a schedule changes it at each step."""
+        columns = self._columns[group]
+        before: Any = columns.get(name)
+        made = [key for key in self._shaped if key[:2] == (group, name)]
+        are_columns = isinstance(column, Tensor) and isinstance(before, Tensor)
+        if are_columns and len(column) == len(before):
+            before.copy_(column)
+            for key in made:
+                self._shaped[key].view(-1).copy_(column)
+            return
+        columns[name] = column
+        for key in made:
+            del self._shaped[key]
 
     def _option(self, index: int, name: str) -> Any:
         """An option of a parameter's group: a number where all replicas have the same, or their column.
@@ -189,113 +206,3 @@ class Native:
             else:
                 self._corrections[key] = 1 - base ** int(taken[0])
         return self._corrections[key]
-
-
-class SGD(Native):
-    """`torch.optim.SGD`.
-
-    Law: g = grad + wd p; b = mu b + (1 - d) g, and b = g at the first step; p = p - lr (g + mu b)
-    with Nesterov, p - lr b without.
-    """
-
-    states = ("momentum_buffer",)
-    options = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
-    keeps_counts = False
-
-    def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
-        (buffer,) = states
-        decay, momentum = self._option(index, "weight_decay"), self._option(index, "momentum")
-        if _is_on(decay):
-            gradient = _plus(gradient, parameter, self._factor(index, "weight_decay"))
-        if _is_on(momentum):
-            dampening = self._option(index, "dampening")
-            fed = gradient
-            if _is_on(dampening):
-                # At its first step the whole gradient counts: 1 - d (t > 1).
-                later = torch.from_numpy(self._taken[index, : len(parameter)] > 1).double()
-                fed = gradient * shaped(1 - dampening * later.to(gradient.device), gradient)
-            if isinstance(momentum, Tensor):
-                buffer.mul_(self._factor(index, "momentum")).add_(fed)
-            else:
-                torch.add(fed, buffer, alpha=momentum, out=buffer)
-            nesterov = self._option(index, "nesterov")
-            gradient = (
-                _plus(gradient, buffer, self._factor(index, "momentum")) if nesterov else buffer
-            )
-        _descend(parameter, gradient, self._factor(index, "lr"))
-
-    def _show(self, replica: Replica, index: int, row: int) -> None:
-        if replica.optimizer.param_groups[self._group_of[index]]["momentum"] != 0:
-            super()._show(replica, index, row)
-
-
-class Adam(Native):
-    """`torch.optim.Adam`: the decay is a part of the gradient.
-
-    Law: m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p = p - lr m / (1 - b1^t) / (sqrt(v) /
-    sqrt(1 - b2^t) + eps).
-    """
-
-    states = ("exp_avg", "exp_avg_sq")
-    options = ("lr", "betas", "eps", "weight_decay")
-
-    def _as_torch(self, state: dict[str, Any], count: Tensor) -> dict[str, Any]:
-        return {"step": count, **state}
-
-    def _decay(self, index: int, parameter: Tensor, gradient: Tensor) -> Tensor:
-        return _plus(gradient, parameter, self._factor(index, "weight_decay"))
-
-    def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
-        mean, square = states
-        if _is_on(self._option(index, "weight_decay")):
-            gradient = self._decay(index, parameter, gradient)
-        mean.lerp_(gradient, shaped(1 - self._option(index, "beta1"), mean))
-        beta = self._option(index, "beta2")
-        if isinstance(beta, Tensor):
-            square.mul_(shaped(beta, square))
-            square.add_(gradient.square().mul_(shaped(1 - beta, square)))
-        else:
-            square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
-        below = square.sqrt().div_(shaped(self._correction(index, "beta2") ** 0.5, square))
-        below.add_(self._factor(index, "eps"))
-        size = self._option(index, "lr") / self._correction(index, "beta1")
-        if isinstance(size, Tensor):
-            torch.div(mean, below, out=below)
-            parameter.addcmul_(below, shaped(size, parameter), value=-1)
-        else:
-            parameter.addcdiv_(mean, below, value=-size)
-
-
-class AdamW(Adam):
-    """`torch.optim.AdamW`: as Adam, with p = p (1 - lr wd) before, in the place of the decay there."""
-
-    def _decay(self, index: int, parameter: Tensor, gradient: Tensor) -> Tensor:
-        kept = 1 - self._option(index, "lr") * self._option(index, "weight_decay")
-        parameter.mul_(shaped(kept, parameter))
-        return gradient
-
-
-NATIVE: Mapping[type, Callable[[Stack], Update]] = {
-    torch.optim.SGD: SGD,
-    torch.optim.Adam: Adam,
-    torch.optim.AdamW: AdamW,
-}
-
-
-def _is_on(value: Any) -> bool:
-    return isinstance(value, Tensor) or value != 0
-
-
-def _plus(one: Tensor, other: Tensor, factor: Any) -> Tensor:
-    """Sum: one + factor * other."""
-    if isinstance(factor, Tensor):
-        return torch.addcmul(one, other, factor)
-    return torch.add(one, other, alpha=factor)
-
-
-def _descend(parameter: Tensor, direction: Tensor, lr: Any) -> None:
-    """Parameter -= lr * direction, in place."""
-    if isinstance(lr, Tensor):
-        parameter.addcmul_(direction, lr, value=-1)
-    else:
-        parameter.add_(direction, alpha=-lr)

@@ -1,0 +1,124 @@
+"""Rules: the steps of SGD, Adam and AdamW, as torch has them, of stacked tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrfinder.engines.stacking import Stack
+from lrfinder.engines.updates.native import Native
+from lrfinder.engines.updates.views import Update, shaped
+from lrfinder.stepping import Replica
+
+
+class SGD(Native):
+    """`torch.optim.SGD`.
+
+    Law: g = grad + wd p; b = mu b + (1 - d) g, and b = g at the first step; p = p - lr (g + mu b)
+    with Nesterov, p - lr b without.
+    """
+
+    states = ("momentum_buffer",)
+    options = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
+    keeps_counts = False
+
+    def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
+        (buffer,) = states
+        decay, momentum = self._option(index, "weight_decay"), self._option(index, "momentum")
+        if _is_on(decay):
+            gradient = _plus(gradient, parameter, self._factor(index, "weight_decay"))
+        if _is_on(momentum):
+            dampening = self._option(index, "dampening")
+            fed = gradient
+            if _is_on(dampening):
+                # At its first step the whole gradient counts: 1 - d (t > 1).
+                later = torch.from_numpy(self._taken[index, : len(parameter)] > 1).double()
+                fed = gradient * shaped(1 - dampening * later.to(gradient.device), gradient)
+            if isinstance(momentum, Tensor):
+                buffer.mul_(self._factor(index, "momentum")).add_(fed)
+            else:
+                torch.add(fed, buffer, alpha=momentum, out=buffer)
+            nesterov = self._option(index, "nesterov")
+            gradient = (
+                _plus(gradient, buffer, self._factor(index, "momentum")) if nesterov else buffer
+            )
+        _descend(parameter, gradient, self._factor(index, "lr"))
+
+    def _show(self, replica: Replica, index: int, row: int) -> None:
+        if replica.optimizer.param_groups[self._group_of[index]]["momentum"] != 0:
+            super()._show(replica, index, row)
+
+
+class Adam(Native):
+    """`torch.optim.Adam`: the decay is a part of the gradient.
+
+    Law: m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p = p - lr m / (1 - b1^t) / (sqrt(v) /
+    sqrt(1 - b2^t) + eps).
+    """
+
+    states = ("exp_avg", "exp_avg_sq")
+    options = ("lr", "betas", "eps", "weight_decay")
+
+    def _as_torch(self, state: dict[str, Any], count: Tensor) -> dict[str, Any]:
+        return {"step": count, **state}
+
+    def _decay(self, index: int, parameter: Tensor, gradient: Tensor) -> Tensor:
+        return _plus(gradient, parameter, self._factor(index, "weight_decay"))
+
+    def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
+        mean, square = states
+        if _is_on(self._option(index, "weight_decay")):
+            gradient = self._decay(index, parameter, gradient)
+        mean.lerp_(gradient, shaped(1 - self._option(index, "beta1"), mean))
+        beta = self._option(index, "beta2")
+        if isinstance(beta, Tensor):
+            square.mul_(shaped(beta, square))
+            square.add_(gradient.square().mul_(shaped(1 - beta, square)))
+        else:
+            square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
+        below = square.sqrt().div_(shaped(self._correction(index, "beta2") ** 0.5, square))
+        below.add_(self._factor(index, "eps"))
+        size = self._option(index, "lr") / self._correction(index, "beta1")
+        if isinstance(size, Tensor):
+            torch.div(mean, below, out=below)
+            parameter.addcmul_(below, shaped(size, parameter), value=-1)
+        else:
+            parameter.addcdiv_(mean, below, value=-size)
+
+
+class AdamW(Adam):
+    """`torch.optim.AdamW`: as Adam, with p = p (1 - lr wd) before, in the place of the decay there."""
+
+    def _decay(self, index: int, parameter: Tensor, gradient: Tensor) -> Tensor:
+        kept = 1 - self._option(index, "lr") * self._option(index, "weight_decay")
+        parameter.mul_(shaped(kept, parameter))
+        return gradient
+
+
+NATIVE: Mapping[type, Callable[[Stack], Update]] = {
+    torch.optim.SGD: SGD,
+    torch.optim.Adam: Adam,
+    torch.optim.AdamW: AdamW,
+}
+
+
+def _is_on(value: Any) -> bool:
+    return isinstance(value, Tensor) or value != 0
+
+
+def _plus(one: Tensor, other: Tensor, factor: Any) -> Tensor:
+    """Sum: one + factor * other."""
+    if isinstance(factor, Tensor):
+        return torch.addcmul(one, other, factor)
+    return torch.add(one, other, alpha=factor)
+
+
+def _descend(parameter: Tensor, direction: Tensor, lr: Any) -> None:
+    """Parameter -= lr * direction, in place."""
+    if isinstance(lr, Tensor):
+        parameter.addcmul_(direction, lr, value=-1)
+    else:
+        parameter.add_(direction, alpha=-lr)
