@@ -37,6 +37,7 @@ class Native:
         self._counts = torch.zeros(shape, device=stack.device)
         self._shown = np.zeros(shape, dtype=bool)  # whether the optimizer of a row has its state
         self._all_shown = False  # whether those of all rows in use have all of it
+        self._since = 0  # steps of all parameters of all rows that `_taken` does not have yet
         self._group_of: list[int] = []
         self._picked = itemgetter(*self.options)
         self._known: list[tuple[Any, ...]] = []  # the options of all groups of all rows
@@ -44,6 +45,7 @@ class Native:
         self._columns: list[dict[str, Any]] = []  # group -> option -> number or column
         self._shaped: dict[tuple[Any, ...], Any] = {}  # of these columns
         self._corrections: dict[tuple[Any, ...], Any] = {}  # of this step
+        self._resolved: list[Any] = []  # what `_resolve` gave for each parameter
         self._slices: list[tuple[Tensor, ...]] = []  # the rows in use of parameters and states
 
     # -- who is in --------------------------------------------------------------------------------
@@ -54,11 +56,13 @@ class Native:
         where = {id(p): g for g, group in enumerate(groups) for p in group["params"]}
         self._group_of = [where[id(p)] for p in self._stack.trained_of(replica)]
         self._slices = []
+        self._settle(len(self._stack.replicas) - 1)
         self.load(len(self._stack.replicas) - 1)
 
     def load(self, row: int) -> None:
         """See `Update`."""
         replica = self._stack.replicas[row]
+        self._settle(len(self._stack.replicas))
         self._all_shown = False
         for index, parameter in enumerate(self._stack.trained_of(replica)):
             state = replica.optimizer.state.get(parameter) or {}
@@ -79,6 +83,7 @@ class Native:
     def remove(self, replica: Replica, row: int, last: int) -> None:
         """See `Update`."""
         self._slices = []
+        self._settle(last + 1)
         for state in replica.optimizer.state.values():
             for kind, value in state.items():
                 if isinstance(value, Tensor):
@@ -118,11 +123,11 @@ class Native:
             if replicas[0].options.clip_norm is not None:
                 clip(gradients, replicas[0].options.clip_norm)
             used = [index for index, gradient in enumerate(gradients) if gradient is not None]
-            which = slice(None) if len(used) == len(gradients) else used
-            if self.keeps_counts:
-                self._counts[which, :count] += 1
-            self._taken[which, :count] += 1
-            self._corrections.clear()
+            self._since += 1
+            if self.keeps_counts or len(used) < len(gradients):
+                self._settle(count, None if len(used) == len(gradients) else used)
+            if not self._resolved:
+                self._resolved = [self._resolve(index) for index in range(len(gradients))]
             for index in used:
                 gradient = gradients[index]
                 assert gradient is not None
@@ -139,6 +144,21 @@ class Native:
 
     def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
         raise NotImplementedError
+
+    def _resolve(self, index: int) -> Any:
+        """Options of a parameter in the form that its update needs; kept until one changes that is no schedule's."""
+
+    def _settle(self, count: int, used: list[int] | None = None) -> None:
+        """Count the steps that `count` rows have taken since, the last of the `used` parameters alone."""
+        self._corrections.clear()
+        since, self._since = self._since, 0
+        if used is not None:
+            since -= 1
+            self._taken[used, :count] += 1
+            self._counts[used, :count] += 1
+        if since:
+            self._taken[:, :count] += since
+            self._counts[:, :count] += since
 
     def _gather(self) -> None:
         """Look at the options of all replicas' groups; columns are made anew where one has changed."""
@@ -175,6 +195,7 @@ class Native:
                 self._shaped[key].view(-1).copy_(column)
             return
         columns[name] = column
+        self._resolved.clear()
         for key in made:
             del self._shaped[key]
 

@@ -25,27 +25,33 @@ class SGD(Native):
     options = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
     keeps_counts = False
 
+    def _resolve(self, index: int) -> Any:
+        names = ("momentum", "weight_decay", "dampening", "lr")
+        numbers = [self._factor(index, name) for name in names]
+        return *numbers, bool(self._option(index, "nesterov"))
+
     def _update(self, index: int, gradient: Tensor, parameter: Tensor, *states: Tensor) -> None:
         (buffer,) = states
-        decay, momentum = self._option(index, "weight_decay"), self._option(index, "momentum")
+        momentum, decay, dampening, lr, nesterov = self._resolved[index]
         if _is_on(decay):
-            gradient = _plus(gradient, parameter, self._factor(index, "weight_decay"))
+            gradient = _plus(gradient, parameter, decay)
         if _is_on(momentum):
-            dampening = self._option(index, "dampening")
             fed = gradient
             if _is_on(dampening):
                 # At its first step the whole gradient counts: 1 - d (t > 1).
-                later = torch.from_numpy(self._taken[index, : len(parameter)] > 1).double()
-                fed = gradient * shaped(1 - dampening * later.to(gradient.device), gradient)
+                self._settle(len(parameter))
+                later = torch.from_numpy(self._taken[index, : len(parameter)] > 1)
+                later = shaped(later.to(gradient.device), gradient)
+                fed = gradient * (1 - dampening * later)
             if isinstance(momentum, Tensor):
-                buffer.mul_(self._factor(index, "momentum")).add_(fed)
+                buffer.mul_(momentum).add_(fed)
             else:
                 torch.add(fed, buffer, alpha=momentum, out=buffer)
-            nesterov = self._option(index, "nesterov")
-            gradient = (
-                _plus(gradient, buffer, self._factor(index, "momentum")) if nesterov else buffer
-            )
-        _descend(parameter, gradient, self._factor(index, "lr"))
+            gradient = _plus(gradient, buffer, momentum) if nesterov else buffer
+        if isinstance(lr, Tensor):
+            parameter.addcmul_(gradient, lr, value=-1)
+        else:
+            parameter.add_(gradient, alpha=-lr)
 
     def _show(self, replica: Replica, index: int, row: int) -> None:
         if replica.optimizer.param_groups[self._group_of[index]]["momentum"] != 0:
@@ -114,11 +120,3 @@ def _plus(one: Tensor, other: Tensor, factor: Any) -> Tensor:
     if isinstance(factor, Tensor):
         return torch.addcmul(one, other, factor)
     return torch.add(one, other, alpha=factor)
-
-
-def _descend(parameter: Tensor, direction: Tensor, lr: Any) -> None:
-    """Parameter -= lr * direction, in place."""
-    if isinstance(lr, Tensor):
-        parameter.addcmul_(direction, lr, value=-1)
-    else:
-        parameter.add_(direction, alpha=-lr)
