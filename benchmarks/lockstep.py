@@ -2,14 +2,16 @@
 
 Each ratio is of wall time, whole: data, optimizer, traces, checks and probes included. The arms
 take turns within one run; stepping runs in the memory format that is best for it. Some five
-minutes:
+minutes, or single parts, which are printed and not saved:
 
     python -m benchmarks.lockstep
+    python -m benchmarks.lockstep net sweeps
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -279,24 +281,32 @@ def operations(replicas: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write `results/lockstep.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help="what to measure; all by default, which is saved")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rounds = options.rounds
-    rows = [operations(replicas) for replicas in (1, 8, 32)]
-    rows += [
-        speed("MLP 64-128-128-10", mlp, MODELS["MLP"][1], replicas=32, steps=100, rounds=rounds, bar=2.5),
-        speed("Net on 32 x 32 images", Net, images, replicas=8, steps=20, rounds=rounds, bar=1.5),
-        speed("head of Net, frozen trunk", head_only, images, replicas=8, steps=40, rounds=rounds, bar=4.0),
-        sweeps(rounds),
-        study(max(2, rounds // 2)),
-    ]  # fmt: skip
-    for name, (make, make_inputs, replicas, steps) in MODELS.items():
-        rows.append(
-            speed(f"auto: {name}", make, make_inputs, replicas=replicas, steps=steps,
-                  rounds=2 if name == "resnet18" else rounds, bar=0.97, engine="auto")
-        )  # fmt: skip
+    timed = functools.partial(speed, rounds=rounds)
+    parts: dict[str, list[Callable[[], dict[str, Any]]]] = {
+        "operations": [functools.partial(operations, replicas) for replicas in (1, 8, 32)],
+        "mlp": [functools.partial(timed, "MLP 64-128-128-10", *MODELS["MLP"][:2], replicas=32, steps=100, bar=2.5)],
+        "net": [functools.partial(timed, "Net on 32 x 32 images", Net, images, replicas=8, steps=20, bar=1.5)],
+        "trunk": [functools.partial(timed, "head of Net, frozen trunk", head_only, images,
+                                    replicas=8, steps=40, bar=4.0)],
+        "sweeps": [functools.partial(sweeps, rounds)],
+        "study": [functools.partial(study, max(2, rounds // 2))],
+        "auto": [
+            functools.partial(speed, f"auto: {name}", make, inputs, replicas=replicas, steps=steps,
+                              rounds=2 if name == "resnet18" else rounds, bar=0.97, engine="auto")
+            for name, (make, inputs, replicas, steps) in MODELS.items()
+        ],
+    }  # fmt: skip
+    chosen = options.parts or list(parts)
+    unknown = [name for name in chosen if name not in parts]
+    if unknown:
+        parser.error(f"a part must be one of {', '.join(parts)}, but got {', '.join(unknown)}")
+    rows = [measure() for name in parts if name in chosen for measure in parts[name]]
     for row in rows:
         if "ratio" in row:
             spread = f"[{row['quartile_1']:.2f}, {row['quartile_3']:.2f}]"
@@ -305,7 +315,8 @@ def main() -> None:
             print(f"  {row['reason']}" if "reason" in row else "")
         else:
             print(f"{row['what']:60s} {row['operations']} with {row['replicas']} replicas")
-    write_result("lockstep", rows, rounds=rounds)
+    if not options.parts:
+        write_result("lockstep", rows, rounds=rounds)
 
 
 if __name__ == "__main__":
