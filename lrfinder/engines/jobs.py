@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrfinder.engines.randomness import Stream
-from lrfinder.stepping import Evaluation, Replica, Request, Steps
+from lrfinder.stepping import Evaluation, Replica, Request, Steps, take_alone
 from lrfinder.tasks import Batch
 
 END = "no more jobs"
@@ -49,6 +49,23 @@ class Job:
         try:
             self.request = self.steps.send(answer)
         except StopIteration:
+            self.request = None
+
+    def to_its_end(self, after_step: Callable[[], None]) -> None:
+        """Take the steps that are left, alone, as `take_alone` does, which costs the least.
+
+        What a step raises is raised in the training, which may take it for its end: it has failed.
+        """
+
+        def answer(request: Request) -> Any:
+            answered = self.replica.answer(request)
+            if not isinstance(request, Evaluation):
+                after_step()
+            return answered
+
+        try:
+            take_alone(self.steps, answer, self.request)
+        finally:
             self.request = None
 
 

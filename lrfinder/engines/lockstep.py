@@ -32,9 +32,6 @@ class Lockstep:
         chooser: Says whether a step is taken together, and learns from how long it took.
         capacity: Jobs at a time, >= 1. Halved where the memory does not suffice.
         original: What the jobs' replicas are copies of, if they are: their losses must not use it.
-
-    Attributes:
-        steps: Optimizer steps taken so far, over all jobs.
     """
 
     def __init__(
@@ -43,7 +40,6 @@ class Lockstep:
         self.chooser = chooser
         self._original = original
         self.capacity = capacity
-        self.steps = 0
         self._stack: Stack | None = None
         self._update: Update | None = None
         self._shared = False  # whether a stack is tried
@@ -88,6 +84,12 @@ class Lockstep:
                 self._fill(active, held, waiting, on_end)
                 if not active:
                     return
+                if not self._shared:  # for good: the others wait for this one's end
+                    self._enter(active[0])
+                    active[0].to_its_end(after_step)
+                    self._enter(None)
+                    on_end(active.pop())
+                    continue
                 asking = [job for job in active if isinstance(job.request, Evaluation)]
                 if asking:
                     answers: Sequence[Any] = self._evaluate(asking)
@@ -200,9 +202,8 @@ class Lockstep:
         if self._looks:
             with original_unused(self._original), self.chooser.looking():
                 losses: Sequence[Tensor] = [self._alone(job, 0) for job in active]
-            self.steps += 1
             return losses
-        way = self.chooser.way(len(active)) if self._shared else "alone"
+        way = self.chooser.way(len(active))
         # Where more are to come, so many together may be quick.
         if way == "alone" and len(active) > 1 and not self._more_to_come:
             self._disband(active, held)
@@ -212,9 +213,7 @@ class Lockstep:
         )
         # The last batch of an epoch is smaller, and not all end theirs at once.
         if way == "alone" or len(active) == 1 or not one_shape:
-            losses = [self._alone(job, row) for row, job in enumerate(active)]
-            self.steps += len(active)
-            return losses
+            return [self._alone(job, row) for row, job in enumerate(active)]
         try:
             if way == "check":
                 self._check(active)
@@ -232,7 +231,6 @@ class Lockstep:
                 raise
             self._halve(active, held)
             return self._step(active, held)
-        self.steps += len(active)
         return losses
 
     def _refuse(self, error: Unfit) -> None:

@@ -249,10 +249,19 @@ class Replica:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
 
 
-def take_alone(steps: Steps, answer: Callable[[Request], Any]) -> None:
-    """Take the steps that a coroutine asks for, until it ends. What `answer` raises is raised in it."""
+def take_alone(
+    steps: Steps, answer: Callable[[Request], Any], request: Request | None = None
+) -> None:
+    """Take the steps that a coroutine asks for, until it ends. What `answer` raises is raised in it.
+
+    Args:
+        steps: Asks for them.
+        answer: Takes one, and says what came of it.
+        request: What it asks for now; None where it has not begun.
+    """
     try:
-        request = next(steps)
+        if request is None:
+            request = next(steps)
         while True:
             try:
                 answered = answer(request)

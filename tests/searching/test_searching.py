@@ -226,6 +226,25 @@ def test_a_trial_that_raises_fails_with_its_reason_and_the_search_goes_on(
     assert "hparams" in study.trials[1].user_attrs
 
 
+def test_a_trial_that_raises_in_the_middle_of_its_training_fails_and_the_search_goes_on(
+    measured: lrfinder.RangeTest,
+) -> None:
+    batches = 0
+
+    class Breaks(TinyNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            nonlocal batches
+            batches += self.training
+            if batches == 25:  # a trial takes eighteen steps
+                raise RuntimeError("out of memory")
+            return super().forward(x)
+
+    task = tiny_task(make_model=Breaks)
+    study = quiet_search(task, 3, warm_start=measured, engine="stepping", pruner="NopPruner")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert study.trials[1].user_attrs["reason"] == "RuntimeError: out of memory"
+
+
 def test_without_a_completed_trial_the_reasons_are_told(measured: lrfinder.RangeTest) -> None:
     def make_model() -> nn.Module:
         raise RuntimeError("no such layer")
