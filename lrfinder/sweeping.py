@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from lrfinder.engines import Engine, Plan
-from lrfinder.stepping import StopRule
 from lrfinder.suggestions.curves import Reading, read_ramp, stop_rule
 from lrfinder.traces import Trace
 
@@ -83,7 +82,6 @@ def ramp_together(
     *,
     replicas: int,
     val_every: int = 0,
-    may_stop: bool = True,
     on_ramp: Callable[[int], None] | None = None,
 ) -> list[Ramp]:
     """Ramp groups together, over several batch orders.
@@ -95,12 +93,10 @@ def ramp_together(
         lrs: The rising LR at each step.
         replicas: Batch orders, >= 1.
         val_every: Steps between two evaluations on the validation batch; 0 for none.
-        may_stop: Whether a ramp ends where the loss has risen far above its start.
         on_ramp: Called after each ramp with the steps that it took.
     """
     table: Table = {name: ratio * lrs for name, ratio in ratios.items()}
-    rule = stop_rule if may_stop else None
-    return _run(engine, {None: (table, held)}, lrs, replicas, val_every, on_ramp, rule)[None]
+    return _run(engine, {None: (table, held)}, lrs, replicas, val_every, on_ramp)[None]
 
 
 def ramp_groups(
@@ -136,7 +132,6 @@ def _run(
     replicas: int,
     val_every: int,
     on_ramp: Callable[[int], None] | None,
-    should_stop: StopRule | None = stop_rule,
 ) -> dict[str | None, list[Ramp]]:
     """All ramps at once, so that an engine may take their steps together."""
     ramps: dict[str | None, list[Ramp]] = {}
@@ -151,7 +146,7 @@ def _run(
                 Ramp(group, replica, tuple(lrs.tolist()), plan.trace)
             )
             plans.append(plan)
-    engine.advance(plans, len(lrs), should_stop=should_stop)
+    engine.advance(plans, len(lrs), should_stop=stop_rule)
     for plan in plans:
         if on_ramp is not None:
             on_ramp(len(plan.trace))

@@ -119,10 +119,11 @@ def changing_buffers(replica: Replica, batches: Sequence[Batch], stream: Stream)
 def capacity_for(replica: Replica) -> int:
     """Replicas that are tried at a time: as many as take half of the memory with their parameters.
 
-    Parameters, gradients, two states of the optimizer and what an update needs are counted; of
+    Parameters, gradients, two states of the optimizer, what an update needs, and the sums and copies
+    of averaged weights are counted; of
     the activations nothing is known, and a wave that does not fit is halved.
     """
-    size: int = 5 * sum(p.numel() * p.element_size() for p in replica.parameters)
+    size: int = 7 * sum(p.numel() * p.element_size() for p in replica.parameters)
     device = replica.device
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]

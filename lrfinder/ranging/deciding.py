@@ -131,12 +131,10 @@ class RangeRun:
 
     # -- ramps ------------------------------------------------------------------------------------
 
-    def _ramp(self, *, may_stop: bool = True) -> list[Reading]:
+    def _ramp(self) -> list[Reading]:
         """Ramp all groups together, and read it on each batch order."""
         lrs = ramp_lrs(*self.lrs)
-        ramps = ramp_together(
-            self.engine, self.ratios, self.held, lrs, may_stop=may_stop, **self._options()
-        )
+        ramps = ramp_together(self.engine, self.ratios, self.held, lrs, **self._options())
         self.ramps += ramps
         return [ramp.read() for ramp in ramps]
 
@@ -183,8 +181,7 @@ class RangeRun:
     def _slower(self, lrs: tuple[float, float, int]) -> list[Reading]:
         """The joint ramps again, with more steps in the range that was asked for.
 
-        The first ones are dropped. These end at a loss that is not finite alone: without noise, a
-        small rise before the fall looks like the end of a ramp.
+        The first ones are dropped.
         """
         start, end, num_steps = lrs
         self.lrs = (start, end, SLOWER * num_steps)
@@ -193,7 +190,7 @@ class RangeRun:
             f"The loss fell by no more than its noise within {num_steps} steps, so the ramps were "
             f"run again with {SLOWER * num_steps}."
         )
-        return self._ramp(may_stop=False)
+        return self._ramp()
 
     def _from_ramps(self, joint: Reading, brackets: dict[str, Bracket]) -> Suggestion:
         if not self.one_lr:

@@ -597,3 +597,22 @@ def test_a_range_that_begins_too_high_is_begun_lower_and_says_so(unit: float) ->
     assert result.settings["start_lr"] == pytest.approx(0.3 / unit)
     assert "so the ramps were begun at" in result.suggestion.message
     assert 0.01 < unit * result.suggestion.lrs["group_0"] < 1.0
+
+
+def test_ramps_that_show_nothing_are_run_again_with_more_steps_and_say_so() -> None:
+    """The loss falls by 46, and its noise has an sd of 120."""
+    noisy = quadratic_test(
+        loss_fn=lambda model, batch: model() + 120.0 * torch.randn(()),
+        replicas=3,
+        effort="brackets",
+    )
+    assert noisy.settings["num_steps"] == 300
+    assert noisy.settings["start_lr"] == 1e-5
+    assert {b.status for b in noisy.suggestion.brackets.values()} == {"bracket_only"}
+    assert "run again with 300" in noisy.suggestion.message
+    assert all(len(ramp.lrs) == 300 for ramp in noisy.ramps)
+    hopeless = quadratic_test(
+        loss_fn=lambda model, batch: model() + 1000.0 * torch.randn(()), effort="brackets"
+    )
+    assert hopeless.suggestion.lrs == {}
+    assert "run again with 300" in hopeless.suggestion.message
