@@ -25,14 +25,10 @@ SOFTNESS_OF_LINE = 0.3
 SOFTNESS_OF_TWO = 0.25
 SOFTNESS_OF_MORE = 0.6
 
-# What constant LRs lead to and what the mean of the weights does are two readings of one landscape: a
-# training that cools down lies between the two.
-COOLED = 0.25
-
 # A training of T steps is best served by what is best after c sqrt(T) steps at a constant LR: it has
 # time for lower LRs, and its schedule forgives higher ones. Several LRs at once have more ways to be
 # fast early, so they are read earlier than one.
-HORIZON = {"equal": 8.0, "joint": 6.0}
+HORIZON = {"equal": 8.0, "joint": 5.0}
 # Beyond the last rung nothing was seen. There the best LR of a training falls by some half a decade
 # for each decade of its length.
 BACK_OFF = 0.5
@@ -52,13 +48,13 @@ class Landscape:
         self._line = all(standing.kind == "equal" for standing in standings)
         self._standings = standings
         self._start = start
-        # Races that were kept before had no means.
-        self._cooled = COOLED if any(one.averaged for one in standings) else 0.0
 
     @cached_property
     def _surrogate(self) -> Surrogate:
         points, steps, cooled, gaps = [], [], [], []
         first = len(RUNGS) - len(AVERAGED_RUNGS)
+        # What the means of the weights come to is another reading of the same landscape, which says
+        # something of the first.
         for number, rung in enumerate(RUNGS):
             for averaged in (False, True):
                 values = [
@@ -96,7 +92,6 @@ class Landscape:
         point = self._surrogate.best(
             steps,
             np.array([self._point(s.lrs) for s in near]),
-            cooled=self._cooled,
             softness=self._softness,
             seed=seed,
         )
@@ -115,9 +110,7 @@ class Landscape:
 
     def advantage(self, first: Lrs, second: Lrs, steps: float) -> tuple[float, float]:
         """As `Surrogate.advantage`."""
-        return self._surrogate.advantage(
-            self._point(first), self._point(second), steps, cooled=self._cooled
-        )
+        return self._surrogate.advantage(self._point(first), self._point(second), steps)
 
     def _point(self, lrs: Lrs) -> NDArray[np.float64]:
         names = self._groups[:1] if self._line else self._groups
@@ -137,14 +130,14 @@ def lowered(lrs: Lrs, decades: float) -> dict[str, float]:
 def horizon(planned_steps: int | None, kind: Kind) -> tuple[float, float]:
     """The number of steps after which the race is read, for a training to come, and a back-off.
 
-    Law: h = c sqrt(T), at least the second and at most the last rung, with c = 8 for one LR and 6 for
+    Law: h = c sqrt(T), at least the second and at most the last rung, with c = 8 for one LR and 5 for
     several; where c sqrt(T) is more than the last rung h_last, the LRs are lowered by
     0.5 log10(T / T_last) decades, with c sqrt(T_last) = h_last. The last rung, and none, where T is
     not known.
 
     Example:
-        >>> horizon(None, "joint"), horizon(225, "joint"), horizon(40_000, "joint")
-        ((120.0, 0.0), (90.0, 0.0), (120.0, 1.0))
+        >>> horizon(None, "joint"), horizon(400, "joint"), horizon(57_600, "joint")
+        ((120.0, 0.0), (100.0, 0.0), (120.0, 1.0))
     """
     last = float(RUNGS[-1])
     if planned_steps is None:

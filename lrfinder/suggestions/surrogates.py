@@ -35,7 +35,8 @@ class Surrogate:
         steps: After which each was judged, shape (N,), > 0.
         gaps: Shape (N,), in 0 .. 1 and finite.
         cooled: c, shape (N,): 1 where the loss is that of the mean of the weights, which is as of a
-            training that has cooled down; 0 where it is that of a constant LR.
+            training that has cooled down; 0 where it is that of a constant LR, as which the
+            landscape is read.
         length_scales: The shortest and the longest that is looked at, in decades, of an LR and of
             the number of steps.
 
@@ -70,7 +71,7 @@ class Surrogate:
             self._process.fit(inputs, np.sqrt(gaps))
 
     def best(
-        self, steps: float, near: Points, *, cooled: float, softness: float, seed: int = 0
+        self, steps: float, near: Points, *, softness: float, seed: int = 0
     ) -> NDArray[np.float64]:
         """The log10 LRs, shape (G,), that are expected to be best after `steps`.
 
@@ -82,21 +83,18 @@ class Surrogate:
         Args:
             steps: > 0; more than were measured is an extrapolation.
             near: log10 LRs of good candidates, shape (M, G).
-            cooled: c, 0 .. 1.
             softness: Of the minimum, in standard deviations of the landscape there, > 0.
             seed: Of the points.
         """
         low, high = near.min(axis=0) - MARGIN, near.max(axis=0) + MARGIN
         spread = np.random.default_rng(seed).uniform(low, high, (NUM_POINTS, near.shape[1]))
         points = np.concatenate([spread, near])
-        mean, error = self._process.predict(self._inputs(points, steps, cooled), return_std=True)
+        mean, error = self._process.predict(self._inputs(points, steps), return_std=True)
         values = mean + CAUTION * error
         weights = np.exp(-(values - values.min()) / (softness * values.std() + 1e-12))
         return np.asarray(weights @ points / weights.sum(), dtype=np.float64)
 
-    def advantage(
-        self, first: Points, second: Points, steps: float, *, cooled: float
-    ) -> tuple[float, float]:
+    def advantage(self, first: Points, second: Points, steps: float) -> tuple[float, float]:
         """By how much `first` is expected to be better than `second`, and the standard error.
 
         Law: gap(second) - gap(first), as a share of the drop of the best, with gap = y |y| of the
@@ -107,9 +105,8 @@ class Surrogate:
             first: log10 LRs, shape (G,).
             second: The same.
             steps: After which they are compared.
-            cooled: c, 0 .. 1.
         """
-        inputs = self._inputs(np.stack([first, second]), steps, cooled)
+        inputs = self._inputs(np.stack([first, second]), steps)
         mean, covariance = self._process.predict(inputs, return_cov=True)
         ours, theirs = np.minimum(mean, 1.0).tolist()
         # The covariance is that of two measurements; their noise says nothing of what is expected.
@@ -120,6 +117,7 @@ class Surrogate:
         return theirs * abs(theirs) - ours * abs(ours), error
 
     @staticmethod
-    def _inputs(lrs: Points, steps: float, cooled: float) -> Points:
+    def _inputs(lrs: Points, steps: float) -> Points:
+        """At constant LRs."""
         count = len(lrs)
-        return np.column_stack([lrs, np.full(count, math.log10(steps)), np.full(count, cooled)])
+        return np.column_stack([lrs, np.full(count, math.log10(steps)), np.zeros(count)])

@@ -119,10 +119,10 @@ def test_the_advantage_has_the_right_sign_size_and_error() -> None:
 
 
 def test_longer_trainings_are_read_later_and_then_lowered() -> None:
-    readings = [horizon(planned, "joint") for planned in (1, 100, 225, 1000, 10_000, 10**7)]
+    readings = [horizon(planned, "joint") for planned in (1, 100, 400, 1000, 10_000, 10**7)]
     assert readings == sorted(readings)
     assert readings[0] == (RUNGS[1], 0.0)
-    assert readings[2] == (90.0, 0.0)
+    assert readings[2] == (100.0, 0.0)
     assert {steps for steps, _ in readings[3:]} == {RUNGS[-1]}
     # Half a decade for each decade of length.
     assert readings[4][1] - readings[3][1] == pytest.approx(0.5)
