@@ -161,6 +161,7 @@ def kind_of(replica: Replica) -> dict[str, Any]:
             options.clip_norm,
             options.autocast,
             options.compile,
+            options.graph,
             options.scaler is None,
         ),
     }

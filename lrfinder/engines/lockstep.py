@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lrfinder.engines.capturing import Capturing, device_of
 from lrfinder.engines.checking import check_together, original_unused
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.evaluating import Evaluator
@@ -42,6 +43,7 @@ class Lockstep:
         self.capacity = capacity
         self._stack: Stack | None = None
         self._update: Update | None = None
+        self._capturing: Capturing | None = None
         self._shared = False  # whether a stack is tried
         self._rows = 1  # of a stack
         self._looks = False  # whether one replica is looked at before
@@ -112,7 +114,9 @@ class Lockstep:
                         job.steps.throw(error)
             raise
         finally:
-            self._stack = self._update = self._live = None
+            if self._capturing is not None and self._capturing.note not in self.chooser.reason:
+                self.chooser.reason += self._capturing.note
+            self._stack = self._update = self._capturing = self._live = None
 
     # -- who is in --------------------------------------------------------------------------------
 
@@ -164,6 +168,9 @@ class Lockstep:
             return
         assert self._update is not None
         self._update.add(job.replica)
+        if self._capturing is None and job.replica.options.graph:
+            place = device_of(job.replica.device)
+            self._capturing = Capturing(self._stack, self._update, place)
 
     def _enter(self, job: Job | None) -> None:
         """Let the process's random states be those of a job; None: of nobody."""
@@ -192,7 +199,7 @@ class Lockstep:
             replica = self._stack.replicas[-1]
             assert self._update is not None
             self._update.remove(replica, *self._stack.remove(replica))
-        self._stack = self._update = None
+        self._stack = self._update = self._capturing = None
         held.extendleft(reversed(active[1:]))
         del active[1:]
 
@@ -271,6 +278,12 @@ class Lockstep:
 
     def _together(self, active: Sequence[Job]) -> Sequence[Tensor]:
         assert self._update is not None
+        if self._capturing is not None:
+            self._enter(None)
+            parts, streams = [job.parts for job in active], [job.stream for job in active]
+            taken = self._capturing.step(parts, streams)
+            if taken is not None:
+                return taken.unbind()
         losses, gradients = self._gradients(active)
         self._update.step(gradients)
         return losses.unbind()

@@ -174,23 +174,45 @@ class Stack:
         Raises:
             Unfit: If torch cannot do it for all at once, with torch's reason. Then all is as before.
         """
+        share = 1.0 / len(parts[0])
+        total: Tensor | None = None
+        gradients: list[Tensor | None] = [None] * len(self.parameters)
+        for batches in zip(*parts, strict=True):
+            batch, dims = stacked(moved(batches, self.device))
+            losses, found = self.gradients_of(batch, dims, streams, share=share, scale=scale)
+            gradients = [added(a, b) for a, b in zip(gradients, found, strict=True)]
+            total = losses if total is None else total + losses
+        assert total is not None
+        return total, gradients
+
+    def gradients_of(
+        self,
+        batch: Batch,
+        dims: Any,
+        streams: Sequence[Stream],
+        *,
+        share: float = 1.0,
+        scale: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """As `gradients`, of one batch, which counts for a share.
+
+        Args:
+            batch: Of all rows, on the device.
+            dims: Which of its parts are stacked, as vmap's `in_dims`.
+            streams: As of `gradients`.
+            share: Factor of the losses.
+            scale: As of `gradients`.
+        """
         count = len(self.replicas)
         if not self._leaves:
             self._leaves = [stack[:count].detach().requires_grad_() for stack in self.parameters]
         for row in range(count) if self._replaced else ():
             self.take_replaced(row)
-        share = 1.0 / len(parts[0])
-        total: Tensor | None = None
-        gradients: list[Tensor | None] = [None] * len(self._leaves)
-        for batches in zip(*parts, strict=True):
-            losses = self._losses(moved(batches, self.device), streams)
-            losses = losses if share == 1.0 else losses * share
-            target = losses if scale is None else scale(losses)
-            found = torch.autograd.grad(target.sum(), self._leaves, allow_unused=True)
-            gradients = [added(a, b) for a, b in zip(gradients, found, strict=True)]
-            total = losses.detach() if total is None else total + losses.detach()
-        assert total is not None
-        return total, gradients
+        losses = self._losses(batch, dims, streams)
+        losses = losses if share == 1.0 else losses * share
+        target = losses if scale is None else scale(losses)
+        found = torch.autograd.grad(target.sum(), self._leaves, allow_unused=True)
+        return losses.detach(), list(found)
 
     def put(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         """Let the skeleton have these, in the order of the stack's own."""
@@ -203,6 +225,11 @@ class Stack:
         return all(own is given for own, given in zip(held, buffers, strict=True))
 
     @property
+    def replaces(self) -> bool:
+        """Whether the model was seen to put another tensor in a buffer's place."""
+        return bool(self._replaced)
+
+    @property
     def compiles(self) -> bool:
         """Whether the next call is a compiled one: never the first, which shows what the model does."""
         known = self.draws is False and not self._replaced
@@ -213,11 +240,10 @@ class Stack:
         """What is to be said about the way in which it computes."""
         if self._compiled is None or self.draws is None:
             return ""
-        return self._compiled.note(draws=self.draws, replaces=bool(self._replaced))
+        return self._compiled.note(draws=self.draws, replaces=self.replaces)
 
-    def _losses(self, batches: Sequence[Batch], streams: Sequence[Stream]) -> Tensor:
+    def _losses(self, batch: Batch, dims: Any, streams: Sequence[Stream]) -> Tensor:
         """Losses of one batch for each row, with their graph."""
-        batch, dims = stacked(batches)
         buffers = [stack[: len(self.replicas)] for stack in self.buffers]
         before = [buffer.clone() for buffer in buffers]
         states = [stream.state for stream in streams]

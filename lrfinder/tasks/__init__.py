@@ -59,6 +59,9 @@ class StepOptions:
             take in lockstep; None for none. It takes seconds to minutes before the first step, and
             again for each number of replicas in step. A single replica is not compiled: give a
             compiled model for that.
+        graph: Whether steps of many replicas together may be taken by CUDA graphs, on a CUDA device:
+            where a captured step is found to be the same and faster. Python runs once, when it is
+            captured, so the loss must do the same at each step. It has not been run on a GPU yet.
     """
 
     accumulation: int = 1
@@ -66,6 +69,7 @@ class StepOptions:
     autocast: torch.dtype | None = None
     scaler: torch.amp.GradScaler | None = None
     compile: str | None = None
+    graph: bool = False
 
     def __post_init__(self) -> None:
         if self.accumulation < 1:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lrfinder.engines.stacking import Stack
@@ -46,6 +47,8 @@ class Native:
         self._shaped: dict[tuple[Any, ...], Any] = {}  # of these columns
         self._corrections: dict[tuple[Any, ...], Any] = {}  # of this step
         self._resolved: list[Any] = []  # what `_resolve` gave for each parameter
+        self._is_on_device = False
+        self.version = 0  # grows where an option changes other than in place
         self._slices: list[tuple[Tensor, ...]] = []  # the rows in use of parameters and states
 
     # -- who is in --------------------------------------------------------------------------------
@@ -109,13 +112,52 @@ class Native:
     def _as_torch(self, state: dict[str, Any], count: Tensor) -> dict[str, Any]:
         return state
 
+    # -- on a device alone ------------------------------------------------------------------------
+
+    def is_capturable(self) -> bool:
+        """Whether a step can be told by what lies on the device."""
+        return True
+
+    def keep_on_device(self) -> None:
+        """From here on learning rates are a table, also where all are alike, and steps are counted on the device."""
+        self._is_on_device = True
+        self._known = []
+        for values in self._values:
+            values.clear()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the replicas' optimizers have their states, which a first step gives them."""
+        return self._all_shown
+
+    def tensors(self) -> list[Tensor]:
+        """What a step changes beside the parameters."""
+        return [self._counts, *(rows for kind in self._rows.values() for rows in kind)]
+
+    def on_host(self) -> tuple[int, NDArray[np.int64]]:
+        """What a step changes on the host."""
+        return self._since, self._taken.copy()
+
+    def put_on_host(self, kept: tuple[int, NDArray[np.int64]]) -> None:
+        """Put back what `on_host` returned."""
+        self._since, self._taken[:] = kept
+        self._corrections.clear()
+
+    def count_on_host(self) -> None:
+        """A step was taken on the device, of all parameters of all rows in use."""
+        self._corrections.clear()
+        if self.keeps_counts:
+            self._taken[:, : len(self._stack.replicas)] += 1
+        else:
+            self._since += 1
+
     # -- the step ---------------------------------------------------------------------------------
 
     def step(self, gradients: Gradients) -> None:
         """See `Update`."""
         replicas = self._stack.replicas
         count = len(replicas)
-        self._gather()
+        self.gather()
         if not self._slices:
             stacks = (self._stack.parameters, *self._rows.values())
             self._slices = [tuple(s[:count] for s in each) for each in zip(*stacks, strict=True)]
@@ -160,7 +202,7 @@ class Native:
             self._taken[:, :count] += since
             self._counts[:, :count] += since
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """Look at the options of all replicas' groups; columns are made anew where one has changed."""
         replicas, device = self._stack.replicas, self._stack.device
         known = [self._picked(g) for r in replicas for g in r.optimizer.param_groups]
@@ -181,7 +223,8 @@ class Native:
                     self._put(group, "beta1", column_of(first, device))
                     self._put(group, "beta2", column_of(second, device))
                 else:
-                    self._put(group, name, column_of(given, device))
+                    is_table = name == "lr" and self._is_on_device
+                    self._put(group, name, column_of(given, device, is_table=is_table))
 
     def _put(self, group: int, name: str, column: Any) -> None:
         """Keep a column in the place of the one before: where that was, since a schedule changes it at each step."""
@@ -196,6 +239,7 @@ class Native:
             return
         columns[name] = column
         self._resolved.clear()
+        self.version += 1
         for key in made:
             del self._shaped[key]
 
@@ -222,7 +266,7 @@ class Native:
         base, taken = self._option(index, name), self._taken[index, : len(self._stack.replicas)]
         key = (name, self._group_of[index], taken.tobytes())
         if key not in self._corrections:
-            if isinstance(base, Tensor) or (taken != taken[0]).any():
+            if self._is_on_device or isinstance(base, Tensor) or (taken != taken[0]).any():
                 self._corrections[key] = 1 - base ** self._counts[index, : len(taken)].double()
             else:
                 self._corrections[key] = 1 - base ** int(taken[0])

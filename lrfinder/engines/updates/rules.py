@@ -25,6 +25,11 @@ class SGD(Native):
     options = ("lr", "momentum", "weight_decay", "dampening", "nesterov")
     keeps_counts = False
 
+    def is_capturable(self) -> bool:
+        """See `Native`. Which step of a row is its first, for dampening, is known on the host."""
+        groups = self._stack.replicas[0].optimizer.param_groups
+        return all(group["dampening"] == 0 for group in groups)
+
     def _resolve(self, index: int) -> Any:
         names = ("momentum", "weight_decay", "dampening", "lr")
         numbers = [self._factor(index, name) for name in names]

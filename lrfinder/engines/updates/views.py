@@ -76,9 +76,9 @@ def shaped(column: Any, like: Tensor) -> Any:
     return column.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
 
 
-def column_of(values: Sequence[Any], device: torch.device) -> Any:
-    """A number where all are alike, or a column of float64 of shape (n,)."""
-    if values.count(values[0]) == len(values):
+def column_of(values: Sequence[Any], device: torch.device, *, is_table: bool = False) -> Any:
+    """A number where all are alike, unless it is to be a table; or a column of float64 of shape (n,)."""
+    if not is_table and values.count(values[0]) == len(values):
         return values[0]
     made = torch.tensor(values, dtype=torch.float64)
     return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
