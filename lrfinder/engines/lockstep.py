@@ -15,14 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from lrfinder.engines.capturing import Capturing, device_of
-from lrfinder.engines.checking import check_together, original_unused
+from lrfinder.engines.checking import original_unused
 from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.evaluating import Evaluator
-from lrfinder.engines.fitting import Unfit, alike, changing_buffers, out_of_memory
-from lrfinder.engines.jobs import END, Job, scale_of
-from lrfinder.engines.stacking import Stack
-from lrfinder.engines.updates import Update, make_update
+from lrfinder.engines.fitting import Unfit, alike, out_of_memory
+from lrfinder.engines.formations import Formation
+from lrfinder.engines.jobs import END, Job
 from lrfinder.stepping import Evaluation, Replica
 
 
@@ -41,9 +39,7 @@ class Lockstep:
         self.chooser = chooser
         self._original = original
         self.capacity = capacity
-        self._stack: Stack | None = None
-        self._update: Update | None = None
-        self._capturing: Capturing | None = None
+        self._formation: Formation | None = None
         self._shared = False  # whether a stack is tried
         self._rows = 1  # of a stack
         self._looks = False  # whether one replica is looked at before
@@ -114,9 +110,10 @@ class Lockstep:
                         job.steps.throw(error)
             raise
         finally:
-            if self._capturing is not None and self._capturing.note not in self.chooser.reason:
-                self.chooser.reason += self._capturing.note
-            self._stack = self._update = self._capturing = self._live = None
+            note = "" if self._formation is None else self._formation.note
+            if note not in self.chooser.reason:
+                self.chooser.reason += note
+            self._formation = self._live = None
 
     # -- who is in --------------------------------------------------------------------------------
 
@@ -156,21 +153,11 @@ class Lockstep:
         if not self._shared or self._looks:
             return
         try:
-            if self._stack is None:
-                self._enter(None)
-                changing = changing_buffers(job.replica, job.parts, job.stream)
-                fold = job.replica.device.type == "cpu"
-                self._stack = Stack(job.replica, self._rows, changing=changing, fold=fold)
-                self._update = make_update(self._stack, job.replica)
-            self._stack.add(job.replica)
+            if self._formation is None:
+                self._formation = Formation(job, self._rows, enter=self._enter)
+            self._formation.add(job)
         except Unfit as error:
             self._refuse(error)
-            return
-        assert self._update is not None
-        self._update.add(job.replica)
-        if self._capturing is None and job.replica.options.graph:
-            place = device_of(job.replica.device)
-            self._capturing = Capturing(self._stack, self._update, place)
 
     def _enter(self, job: Job | None) -> None:
         """Let the process's random states be those of a job; None: of nobody."""
@@ -188,18 +175,15 @@ class Lockstep:
         last = active.pop()
         if last is not job:
             active[row] = last
-        if self._stack is not None and self._update is not None:
-            was, moved = self._stack.remove(job.replica)
-            self._update.remove(job.replica, was, moved)
+        if self._formation is not None:
+            self._formation.remove(job.replica)
 
     def _disband(self, active: list[Job], held: deque[Job]) -> None:
         """From here on they go one after the other; all but the first are held."""
         self._shared = False
-        while self._stack is not None and self._stack.replicas:
-            replica = self._stack.replicas[-1]
-            assert self._update is not None
-            self._update.remove(replica, *self._stack.remove(replica))
-        self._stack = self._update = self._capturing = None
+        if self._formation is not None:
+            self._formation.disband()
+            self._formation = None
         held.extendleft(reversed(active[1:]))
         del active[1:]
 
@@ -212,7 +196,8 @@ class Lockstep:
             return losses
         way = self.chooser.way(len(active))
         # Where more are to come, so many together may be quick.
-        if way == "alone" and len(active) > 1 and not self._more_to_come:
+        few = len(active) > 1 and not self._more_to_come
+        if way == "alone" and (few or self.chooser.refused):
             self._disband(active, held)
         parts = [job.parts for job in active]
         one_shape = len({len(part) for part in parts}) == 1 and all(
@@ -222,14 +207,16 @@ class Lockstep:
         if way == "alone" or len(active) == 1 or not one_shape:
             return [self._alone(job, row) for row, job in enumerate(active)]
         try:
+            formation = self._formation
+            assert formation is not None  # those that go alone have none
             if way == "check":
-                self._check(active)
+                formation.check(active, chooser=self.chooser, original=self._original)
                 return self._step(active, held)
             with self.chooser.timed(way, len(active)):
                 if way == "stepping":
                     losses = [self._alone(job, row) for row, job in enumerate(active)]
                 else:
-                    losses = self._together(active)
+                    losses = formation.step(active)
         except Unfit as error:
             self._refuse(error)
             return self._step(active, held)
@@ -256,10 +243,12 @@ class Lockstep:
 
     def _evaluate(self, asking: Sequence[Job]) -> Sequence[Any]:
         """What jobs are sent that ask to be evaluated: of all at once, where that gives the same."""
-        if self._stack is not None and len(asking) > 1 and all(job.is_quiet for job in asking):
+        is_quiet = len(asking) > 1 and all(job.is_quiet for job in asking)
+        if self._formation is not None and is_quiet:
             self._enter(None)
             requests = [job.request for job in asking if isinstance(job.request, Evaluation)]
-            values = self._evaluator.values(self._stack, [job.replica for job in asking], requests)
+            replicas = [job.replica for job in asking]
+            values = self._evaluator.values(self._formation.stack, replicas, requests)
             if values is not None:
                 return values
         answers = []
@@ -272,48 +261,6 @@ class Lockstep:
     def _alone(self, job: Job, row: int) -> Tensor:
         self._enter(job)
         loss = job.replica.step(job.parts)
-        if self._update is not None:
-            self._update.load(row)
+        if self._formation is not None:
+            self._formation.load(row)
         return loss
-
-    def _together(self, active: Sequence[Job]) -> Sequence[Tensor]:
-        assert self._update is not None
-        if self._capturing is not None:
-            self._enter(None)
-            parts, streams = [job.parts for job in active], [job.stream for job in active]
-            taken = self._capturing.step(parts, streams)
-            if taken is not None:
-                return taken.unbind()
-        losses, gradients = self._gradients(active)
-        self._update.step(gradients)
-        return losses.unbind()
-
-    def _gradients(self, active: Sequence[Job]) -> tuple[Tensor, list[Tensor | None]]:
-        assert self._stack is not None
-        self._enter(None)
-        parts, streams = [job.parts for job in active], [job.stream for job in active]
-        return self._stack.gradients(parts, streams, scale_of(active))
-
-    def _check(self, active: Sequence[Job]) -> None:
-        """Compare the gradients of the next step both ways, for the first replica and the last."""
-        assert self._stack is not None
-        self._enter(None)  # so that the streams are what they will be again
-        check_together(
-            self._stack,
-            [job.stream for job in active],
-            lambda: self._gradients(active),
-            lambda row: self._plainly(active[row]),
-            chooser=self.chooser,
-            original=self._original,
-        )
-
-    def _plainly(self, job: Job) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss and the gradients of the step that a job asks for, taken alone."""
-        assert self._stack is not None
-        self._enter(job)
-        loss = job.replica.backward(job.parts)
-        gradients = [parameter.grad for parameter in self._stack.trained_of(job.replica)]
-        for parameter in job.replica.parameters:
-            parameter.grad = None
-        self._enter(None)
-        return loss, gradients

@@ -1,9 +1,7 @@
 """Stacking: models of one architecture as rows of shared tensors, whose losses are taken in one call.
 
-A replica that joins keeps its model and its optimizer: their tensors become views of row k of the
-stack, so whatever looks at them (evaluation, a checkpoint, a scheduler) sees the row. What no step
-changes and all replicas have alike stays one tensor, and what is computed of such tensors alone, as
-a frozen trunk on a batch that all see, is computed once.
+What no step changes and all replicas have alike stays one tensor, and what is computed of such
+tensors alone, as a frozen trunk on a batch that all see, is computed once.
 """
 
 from __future__ import annotations
@@ -13,44 +11,36 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrfinder.engines.calling import Attention, attention_by_parts, call_for_all
 from lrfinder.engines.compiling import Compiled
 from lrfinder.engines.fitting import (
     Unfit,
     added,
-    check_kind,
     first_line,
-    kind_of,
     moved,
     out_of_memory,
     stacked,
 )
 from lrfinder.engines.folding import folded_loss
 from lrfinder.engines.randomness import RandomPerReplica, Stream
-from lrfinder.engines.skeletons import (
-    places_of,
-    put,
-    rows_like,
-    skeleton_of,
-    trained_names,
-)
+from lrfinder.engines.rows import Rows
+from lrfinder.engines.skeletons import places_of, put, skeleton_of
 from lrfinder.stepping import Replica, autocast, check_loss
 from lrfinder.tasks import Batch
 
 
-class Stack:
-    """Replicas in rows 0 .. n - 1 of stacked tensors of shape (capacity, *shape).
+class Stack(Rows):
+    """Replicas in rows 0 .. n - 1 of stacked tensors, and what they compute together.
 
     Law: losses[k] = loss_fn(model_k, batch_k) and gradients[p][k] = d losses[k] / d p_k, for all k in
     one call of `torch.func.vmap`.
 
     Args:
-        start: A replica of the kind that will join. Its frozen parameters and the buffers that are
-            not `changing` are shared by all rows, and must not change.
-        capacity: Rows, >= 1.
-        changing: Names of the buffers that a step changes.
+        start: This and what follows: as of `Rows`.
+        capacity: Likewise.
+        changing: Likewise.
         fold: Whether convolutions work on all replicas' channels side by side; see `folding`.
 
     Raises:
@@ -63,28 +53,14 @@ class Stack:
     def __init__(
         self, start: Replica, capacity: int, *, changing: Iterable[str] = (), fold: bool = True
     ) -> None:
-        model, changing = start.model, set(changing)
-        self.capacity = capacity
-        self.replicas: list[Replica] = []
-        self._held: dict[int, list[nn.Parameter]] = {}  # id of a replica -> its trained parameters
-        self.trained = trained_names(start)
-        self.options = start.options
+        super().__init__(start, capacity, changing=changing)
+        model = start.model
+        own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         is_plain = self.options.compile is not None
         self.skeleton = skeleton_of(
-            model, set(self.trained), changing, fold=None if is_plain else fold
+            model, set(self.trained), set(self.buffer_names), fold=None if is_plain else fold
         )
         self.loss_fn = start.loss_fn if is_plain else folded_loss(start.loss_fn)
-        self.device = start.device
-        own = dict(model.named_parameters())
-        self._kind = kind_of(start)
-        self._shared: dict[str, Tensor] = {
-            name: p for name, p in own.items() if name not in self.trained
-        }
-        buffers = dict(model.named_buffers())
-        self._shared |= {name: b for name, b in buffers.items() if name not in changing}
-        self.buffer_names = [name for name in buffers if name in changing]
-        self.parameters = [rows_like(own[name], capacity) for name in self.trained]
-        self.buffers = [rows_like(buffers[name], capacity) for name in self.buffer_names]
         self._compiled = (
             Compiled(
                 self.skeleton, self.loss_fn, [*self.trained, *self.buffer_names], self.options
@@ -99,60 +75,9 @@ class Stack:
         self._versions = [
             (name, b, b._version) for name, b in buffers.items() if name in self._shared
         ]
-        self._leaves: list[Tensor] = []
-        self._replaced: set[int] = set()
         self.draws: bool | None = None  # known after the first call
         self._attends: bool | None = None  # likewise
         self._checked = False
-
-    # -- who is in --------------------------------------------------------------------------------
-
-    def add(self, replica: Replica) -> None:
-        """Take a replica in, as it stands: its tensors become views of the next row.
-
-        Raises:
-            Unfit: If it is of another kind than the start, or its shared tensors differ.
-        """
-        self._check_samekind_of(replica)
-        row = len(self.replicas)
-        self.replicas.append(replica)
-        own = dict(replica.model.named_parameters())
-        self._held[id(replica)] = [own[name] for name in self.trained]
-        for stack, tensor in zip(self._stacks(), self._tensors(replica), strict=True):
-            stack[row].copy_(tensor)
-            tensor.data = stack[row]
-        self._leaves = []
-
-    def remove(self, replica: Replica) -> tuple[int, int]:
-        """Let a replica go with what it has become; the last row moves to its place.
-
-        Returns:
-            The row that it had, and the row that moved there.
-        """
-        row, last = self.row(replica), len(self.replicas) - 1
-        self.take_replaced(row)
-        for tensor in self._tensors(replica):
-            tensor.data = tensor.data.clone()
-        del self._held[id(replica)]
-        moved = self.replicas.pop()
-        if row != last:
-            self.replicas[row] = moved
-            self.take_replaced(last, moved)
-            for stack, tensor in zip(self._stacks(), self._tensors(moved), strict=True):
-                stack[row].copy_(stack[last])
-                tensor.data = stack[row]
-        self._leaves = []
-        return row, last
-
-    def trained_of(self, replica: Replica) -> list[nn.Parameter]:
-        """The trained parameters of a replica that is in, in the order of `trained`."""
-        return self._held[id(replica)]
-
-    def row(self, replica: Replica) -> int:
-        """Where a replica is."""
-        return next(k for k, other in enumerate(self.replicas) if other is replica)
-
-    # -- what they compute ------------------------------------------------------------------------
 
     def gradients(
         self,
@@ -223,11 +148,6 @@ class Stack:
         """Whether the skeleton has these buffers still."""
         held = [module._buffers[key] for (module, key), *_ in self._buffer_places]
         return all(own is given for own, given in zip(held, buffers, strict=True))
-
-    @property
-    def replaces(self) -> bool:
-        """Whether the model was seen to put another tensor in a buffer's place."""
-        return bool(self._replaced)
 
     @property
     def compiles(self) -> bool:
@@ -318,31 +238,3 @@ class Stack:
             self._attends = watch.seen
         self.draws = randomness.draws
         return result
-
-    # -- helpers ----------------------------------------------------------------------------------
-
-    def _stacks(self) -> list[Tensor]:
-        return [*self.parameters, *self.buffers]
-
-    def _tensors(self, replica: Replica) -> list[Tensor]:
-        return [*self._held[id(replica)], *self._buffers_of(replica)]
-
-    def _buffers_of(self, replica: Replica) -> list[Tensor]:
-        buffers = dict(replica.model.named_buffers()) if self.buffer_names else {}
-        return [buffers[name] for name in self.buffer_names]
-
-    def take_replaced(self, row: int, replica: Replica | None = None) -> None:
-        """Bring home buffers in whose place the replica's own model has put others, as an evaluation may."""
-        buffers = self._buffers_of(replica or self.replicas[row]) if self._replaced else []
-        for index in self._replaced:
-            buffer, home = buffers[index], self.buffers[index][row]
-            if buffer.data_ptr() != home.data_ptr():
-                home.copy_(buffer)
-                buffer.data = home
-
-    def _check_samekind_of(self, replica: Replica) -> None:
-        if len(self.replicas) >= self.capacity:
-            raise ValueError(
-                f"A stack must hold at most {self.capacity} replicas, but got one more."
-            )
-        check_kind(replica, self._kind, self._shared)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from lrfinder.engines import LockstepEngine, Plan
-from lrfinder.engines import lockstep as lockstep_module
+from lrfinder.engines import LockstepEngine, Plan, formations
 from lrfinder.engines.capturing import MOST_CAPTURES, WARM_UP, Capturing, Gradients
 from tests.engines.models import batches, loss_fn, make, make_engine, plans, sgd
 
@@ -74,8 +73,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Recorded:
         made.capturing._seconds["plainly"] = [1e9] * 3  # whatever is recorded is faster
         return made.capturing
 
-    monkeypatch.setattr(lockstep_module, "Capturing", capturing)
-    monkeypatch.setattr(lockstep_module, "device_of", lambda place: made)
+    monkeypatch.setattr(formations, "Capturing", capturing)
+    monkeypatch.setattr(formations, "device_of", lambda place: made)
     return made
 
 
@@ -282,7 +281,7 @@ def test_a_graph_that_is_slower_is_left(device: Recorded, monkeypatch: pytest.Mo
         device.capturing = made[0]
         return made[0]
 
-    monkeypatch.setattr(lockstep_module, "Capturing", capturing)
+    monkeypatch.setattr(formations, "Capturing", capturing)
     engine.advance(plans(3, num_steps=20), 20)
     assert "ms by a graph and 0 plainly" in made[0].reason
     assert device.replayed == 2 + 3  # two of which were compared

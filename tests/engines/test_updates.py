@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrfinder.engines import Plan
-from lrfinder.engines import lockstep as lockstep_module
+from lrfinder.engines import Plan, formations
 from lrfinder.engines.updates import make_update
 from lrfinder.engines.updates.affine import AFFINE, Affine
 from lrfinder.engines.updates.rules import NATIVE
@@ -48,7 +47,7 @@ def test_the_fastest_way_that_gives_the_same_is_taken(kind: str) -> None:
         return update
 
     engine = make_engine("lockstep", make("mlp"), batches("mlp"), make_optimizer=made)
-    with mock.patch.object(lockstep_module, "make_update", spy):
+    with mock.patch.object(formations, "make_update", spy):
         engine.advance(plans(num_steps=3), 3)
     assert seen
     assert {tier for tier in seen if tier not in expected} == set()
