@@ -225,7 +225,7 @@ class Capturing:
         def plainly() -> Gradients:
             return stack.gradients_of(batch, dims, streams)
 
-        (losses, gradients), _ = rehearse(stack, plainly, streams)
+        losses, gradients = rehearse(stack, plainly, streams).result
         if not self._is_alike(model=True):
             return None
         limit, clip_norm = tolerance(stack.replicas[0]), stack.options.clip_norm

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from lrfinder.engines.skeletons import attributes_of
 from lrfinder.engines.stacking import Stack
 from lrfinder.stepping import Replica
 
-Result = TypeVar("Result")
 Step = tuple[Tensor, Sequence[Tensor | None]]  # a loss and its gradients
 
 # Largest difference of a gradient, as a share of the largest gradient of its replica.
@@ -37,7 +36,7 @@ def check_together(
     *,
     chooser: Chooser,
     original: Replica | None,
-) -> None:
+) -> tuple[Tensor, list[Tensor | None]] | None:
     """Compare the gradients of the next step both ways, for the first replica and the last.
 
     Args:
@@ -48,18 +47,22 @@ def check_together(
         chooser: Learns how long both took, and that it was checked.
         original: What the replicas are copies of, if they are.
 
+    Returns:
+        What all together gave, buffers and random numbers included, where the step is theirs and it
+        is good for it: only the update is left to do. None where the step is still to be taken.
+
     Raises:
         Unfit: If they are not the same.
     """
 
-    def compared() -> str | None:
+    def compared() -> tuple[str | None, Rehearsal]:
         limit = tolerance(stack.replicas[0])
         rows = sorted({0, len(stack.replicas) - 1})
         began = time.perf_counter()
-        found, buffers = rehearse(stack, together, streams)
+        found = rehearse(stack, together, streams)
         compiles = stack.compiles
         if compiles:
-            found, buffers = rehearse(stack, together, streams)
+            found = rehearse(stack, together, streams)
         together_took, took = time.perf_counter() - began, []
 
         def each() -> Iterator[Step]:
@@ -68,32 +71,48 @@ def check_together(
                 yield alone(row)
                 took.append(time.perf_counter() - began)
 
-        plain, others = rehearse(stack, lambda: list(each()), streams)
+        plain = rehearse(stack, lambda: list(each()), streams)
         if not compiles:
             chooser.look(len(stack.replicas), took, together_took)
-        for row, own in zip(rows, plain, strict=True):
-            theirs = [None if gradient is None else gradient[row] for gradient in found[1]]
-            if complaint := differs(own, (found[0][row], theirs), limit):
-                return complaint
-        return buffers_differ(stack, buffers, others, rows)
+        losses, gradients = found.result
+        for row, own in zip(rows, plain.result, strict=True):
+            theirs = [None if gradient is None else gradient[row] for gradient in gradients]
+            if complaint := differs(own, (losses[row], theirs), limit):
+                return complaint, found
+        return buffers_differ(stack, found.buffers, plain.buffers, rows), found
 
     with original_unused(original):
-        complaint = compared()
+        complaint, found = compared()
+        is_itself = complaint is None
         if complaint is not None and stack.draws:
             # What is drawn depends on how tensors lie in memory: look again without dropout.
             models = [stack.skeleton, *(replica.model for replica in stack.replicas)]
             with without_dropout(models):
-                complaint = compared()
+                complaint, _ = compared()
     if complaint is not None:
         raise Unfit(f"the first step was not the same: {complaint}")
     chooser.checked = True
     chooser.note = stack.note
+    if not is_itself or stack.compiles or chooser.way(len(stack.replicas)) != "lockstep":
+        return None
+    for rows, after in zip(stack.buffers, found.buffers, strict=True):
+        rows[: len(after)] = after
+    for stream, state in zip(streams, found.states, strict=True):
+        stream.state = state
+    result: tuple[Tensor, list[Tensor | None]] = found.result
+    return result
 
 
-def rehearse(
-    stack: Stack, call: Callable[[], Result], streams: Sequence[Stream]
-) -> tuple[Result, list[Tensor]]:
-    """What `call` returns and what it makes of the buffers; then all is as before.
+class Rehearsal(NamedTuple):
+    """What a call returned, and what it made of the buffers and of the streams."""
+
+    result: Any
+    buffers: list[Tensor]
+    states: list[tuple[Tensor, ...]]
+
+
+def rehearse(stack: Stack, call: Callable[[], Any], streams: Sequence[Stream]) -> Rehearsal:
+    """What a call gives; then all is as before.
 
     Raises:
         Unfit: If it draws from Python's or NumPy's random state, or leaves tensors in
@@ -116,12 +135,14 @@ def rehearse(
     for name, value in attributes_of(stack.skeleton).items():
         if value is not attributes.get(name):
             raise Unfit(f"the model keeps a tensor of the step in {name!r}")
-    after = [buffer.clone() for buffer in buffers]
+    rehearsal = Rehearsal(
+        result, [buffer.clone() for buffer in buffers], [stream.state for stream in streams]
+    )
     for buffer, value in zip(buffers, before, strict=True):
         buffer.copy_(value)
     for stream, state in zip(streams, states, strict=True):
         stream.state = state
-    return result, after
+    return rehearsal
 
 
 def buffers_differ(

@@ -83,10 +83,16 @@ class Formation:
         self._update.step(gradients)
         return losses.unbind()
 
-    def check(self, jobs: Sequence[Job], *, chooser: Chooser, original: Replica | None) -> None:
-        """Compare the gradients of the next step both ways; see `check_together`."""
+    def check(
+        self, jobs: Sequence[Job], *, chooser: Chooser, original: Replica | None
+    ) -> Sequence[Tensor] | None:
+        """Compare the gradients of the next step both ways; see `check_together`.
+
+        Returns:
+            As `step`, if that step was good for it; None where it is still to be taken.
+        """
         self._enter(None)  # so that the streams are what they will be again
-        check_together(
+        found = check_together(
             self.stack,
             [job.stream for job in jobs],
             lambda: self._gradients(jobs),
@@ -94,6 +100,10 @@ class Formation:
             chooser=chooser,
             original=original,
         )
+        if found is None:
+            return None
+        self._update.step(found[1])
+        return found[0].unbind()
 
     def _gradients(self, jobs: Sequence[Job]) -> tuple[Tensor, list[Tensor | None]]:
         self._enter(None)

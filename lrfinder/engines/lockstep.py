@@ -210,8 +210,12 @@ class Lockstep:
             formation = self._formation
             assert formation is not None  # those that go alone have none
             if way == "check":
-                formation.check(active, chooser=self.chooser, original=self._original)
-                return self._step(active, held)
+                taken = formation.check(active, chooser=self.chooser, original=self._original)
+                if taken is None:
+                    return self._step(active, held)
+                self.chooser.used.add("lockstep")
+                self.steps += len(active)
+                return taken
             with self.chooser.timed(way, len(active)):
                 if way == "stepping":
                     losses = [self._alone(job, row) for row, job in enumerate(active)]

@@ -75,6 +75,7 @@ class Stack(Rows):
         self._versions = [
             (name, b, b._version) for name, b in buffers.items() if name in self._shared
         ]
+        self._ones = torch.ones((), device=self.device)  # each loss counts by itself
         self.draws: bool | None = None  # known after the first call
         self._attends: bool | None = None  # likewise
         self._checked = False
@@ -136,7 +137,9 @@ class Stack(Rows):
         losses = self._losses(batch, dims, streams)
         losses = losses if share == 1.0 else losses * share
         target = losses if scale is None else scale(losses)
-        found = torch.autograd.grad(target.sum(), self._leaves, allow_unused=True)
+        if self._ones.shape != target.shape or self._ones.dtype != target.dtype:
+            self._ones = torch.ones_like(target)
+        found = torch.autograd.grad(target, self._leaves, self._ones, allow_unused=True)
         return losses.detach(), list(found)
 
     def put(self, parameters: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
