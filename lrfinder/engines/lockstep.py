@@ -214,7 +214,6 @@ class Lockstep:
                 if taken is None:
                     return self._step(active, held)
                 self.chooser.used.add("lockstep")
-                self.steps += len(active)
                 return taken
             with self.chooser.timed(way, len(active)):
                 if way == "stepping":
