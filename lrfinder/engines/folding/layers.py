@@ -123,14 +123,16 @@ def conv2d(
     return functional.conv2d(inputs, weight, bias, module.stride, padding, module.dilation, groups)
 
 
+def _of_channels(part: Stacked | None, count: int) -> Tensor | None:
+    """One number for each of K C channels: where they lie, since statistics are changed there."""
+    if part is None:
+        return None
+    return part.tensor.repeat(count) if part.dim is None else part.first(count).view(-1)
+
+
 def _norm(module: nn.BatchNorm2d, value: Value, tensors: Tensors, count: int) -> Value:
     """One of K C channels, whose statistics are those of each replica's own."""
-    weight, bias, mean, variance, seen = (
-        # A view, since the statistics are changed where they are.
-        None if part is None else part.tensor if part.dim is not None and not part.tensor.dim() - 1
-        else part.first(count).reshape(-1)
-        for part in tensors
-    )  # fmt: skip
+    weight, bias, mean, variance, seen = (_of_channels(part, count) for part in tensors)
     uses_batch = module.training or mean is None
     if module.training and seen is not None:
         seen.add_(1)
