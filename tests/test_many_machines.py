@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from benchmarks.servers import Postgres
 from lrfinder.commands import main
-from lrfinder.searching.studies import count_done
+from lrfinder.searching.counting import count_done
 
 FOLDER = Path(__file__).parent.parent / "examples" / "many-machines"
 ROOT = str(FOLDER.parents[1])

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from lrfinder.delivering.booting import start_python
 from lrfinder.delivering.sending import BusyError, Courier, is_recording
 from lrfinder.delivering.spools import RECORDING, SENDING, find_spools
 
@@ -27,33 +27,24 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "OMP_NUM_THREADS": "1",
 }
-# `lrfinder` itself would load torch, of which nothing is needed here: its folder is enough.
-_BOOT = (
-    "import sys, types; lrfinder = types.ModuleType('lrfinder'); lrfinder.__path__ = sys.argv[1:2];"
-    "sys.modules['lrfinder'] = lrfinder;"
-    "from lrfinder.delivering.following import follow; follow(sys.argv[2])"
-)
 
 
-def start_following(session: Path) -> subprocess.Popen[bytes] | None:
-    """Start the process that follows a session; None where this Python cannot start another.
+def start_following(session: Path) -> subprocess.Popen[bytes]:
+    """Start the process that follows a session.
 
-    It has a session of its own on the terminal: Ctrl-C and a hangup are for the training alone.
+    Raises:
+        OSError: If this Python cannot start another.
     """
-    if not sys.executable:
-        return None
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_RUN_ID"} | _ENVIRONMENT
-    package = Path(__file__).parent.parent
     with (session / LOG).open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(package), str(session)],
+        return start_python(
+            "lrfinder.delivering.following:follow",
+            [str(session)],
+            fake=["lrfinder"],
+            environment=_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment,
-            start_new_session=True,
         )
 
 

@@ -21,6 +21,7 @@ from lrfinder.searching.arguments import check_arguments
 from lrfinder.searching.beginnings import random_states_kept, study_space, trial_steps
 from lrfinder.searching.budgets import Budget
 from lrfinder.searching.confirming import Confirmation, best_trials, confirmed, most_trials
+from lrfinder.searching.counting import count_done, is_counted
 from lrfinder.searching.proposals import UserHparams
 from lrfinder.searching.reading import best_hparams, importances
 from lrfinder.searching.recipes import Recipe, TaskMaker
@@ -29,8 +30,6 @@ from lrfinder.searching.storages import lock
 from lrfinder.searching.studies import (
     ENGINE_KEY,
     SPACE_KEY,
-    count_done,
-    is_counted,
     open_study,
     quiet_optuna,
 )

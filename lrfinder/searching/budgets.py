@@ -43,6 +43,11 @@ class Budget:
                 "A search must have a budget: give `n_trials`, `n_steps` or `timeout`."
             )
 
+    @property
+    def is_of_trials_alone(self) -> bool:
+        """Whether their number alone says when it is spent."""
+        return self.n_steps is None and self.timeout is None
+
     def is_spent(self, study: optuna.Study, counted: Sequence[FrozenTrial]) -> bool:
         """Whether no further trial may begin.
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from lrfinder.searching.spaces import Space
-from lrfinder.searching.storages import first_reason, lock, open_storage, shown
+from lrfinder.searching.storages import Behind, first_reason, lock, open_storage, shown
 
 Direction = Literal["minimize", "maximize"]
 
@@ -124,16 +124,8 @@ def check_same_search(study: optuna.Study, here: Mapping[str, Any]) -> Space:
     return Space.from_dict(there)
 
 
-def is_counted(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of the study's `n_trials`: it runs, or has ended and is not to be made up."""
-    if trial.state is TrialState.WAITING:
-        return False
-    return not trial.user_attrs.get("interrupted", False)
-
-
-def count_done(study: optuna.Study) -> int:
-    """Trials that have ended, without those that are to be made up: interrupted, or lost."""
-    return sum(
-        trial.state.is_finished() and is_counted(trial)
-        for trial in study.get_trials(deepcopy=False)
-    )
+def trials_now(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials as they are in the storage now, whatever other workers have just done."""
+    if isinstance(study._storage, Behind):
+        study._storage.look_again()
+    return study.get_trials(deepcopy=False)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from lrfinder.tracking.recorders import Recorder
 
+AHEAD = 0.25  # seconds that a trial is about to take when the next one is begun
+
 
 class Trials:
     """One training for each trial of a study."""
@@ -59,6 +61,8 @@ class Trials:
         )
         self.on_trial = on_trial
         self._worker: Worker | None = None
+        self._budget: Budget | None = None
+        self._began: dict[int, float] = {}  # when the trainings under way did, by number
         self._needed = 0  # trials that must be complete before others can be pruned
         self._asked: deque[tuple[optuna.Trial, Hparams]] = deque()  # of other groups, not begun
 
@@ -75,7 +79,7 @@ class Trials:
             budget: Of the search.
             at_once: The most trials that are asked for and not begun.
         """
-        self._worker = worker
+        self._worker, self._budget = worker, budget
         self._needed = trials_before_pruning(worker.study.pruner) if self.is_single else 0
         self._look_for_needed(worker.study)
         source = self._hparams(worker, budget)
@@ -185,8 +189,18 @@ class Trials:
             seed=self.seed,
             device=self.device,
             num_epochs=self.space.num_epochs,
-            on_epoch=lambda epoch, values, trace: self._judge(trial, epoch, values),
+            on_epoch=lambda epoch, values, trace: self._after_epoch(trial, epoch, values),
         )
+
+    def _after_epoch(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
+        """Have the next trial begun where this one is about to end, so that none waits for its storage; judge this one."""
+        assert self._worker is not None
+        assert self._budget is not None
+        left = self.space.num_epochs - epoch - 1
+        took = time.monotonic() - self._began[trial.number]
+        if left * took < AHEAD * (epoch + 1) and not self._asked and not self._must_wait:
+            self._worker.claim(self._budget)
+        self._judge(trial, epoch, values)
 
     def _course(
         self,
@@ -195,7 +209,7 @@ class Trials:
         started: Callable[[StepRecorder | None], Training],
     ) -> Steps:
         """Train as the trial proposes, and tell the study what came of it."""
-        began = time.monotonic()
+        began = self._began[trial.number] = time.monotonic()
         trace: Trace | None = None
         with self._failing(study, trial, has_run=True):
             with self.records.of(trial) as recorder:
@@ -230,6 +244,7 @@ class Trials:
             # The answer to being told was lost on its way; or this worker was taken for lost, and
             # another has the trial.
             frozen = study.get_trials(deepcopy=False)[trial.number]
+        self._began.pop(trial.number, None)
         if self._worker is not None:
             self._worker.end(trial)
         self._look_for_needed(study)

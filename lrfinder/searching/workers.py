@@ -11,7 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import TracebackType
 from typing import Self
 
 import optuna
@@ -19,8 +20,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.searching.budgets import Budget
-from lrfinder.searching.storages import StorageError
-from lrfinder.searching.studies import is_counted
+from lrfinder.searching.counting import is_counted
+from lrfinder.searching.storages import Behind, StorageError
+from lrfinder.searching.studies import trials_now
 
 GRACE_PERIOD = 60.0  # seconds without a sign of life after which a worker is taken for lost
 MAX_RETRIES = 5  # a trial whose workers are lost again and again may be what kills them
@@ -67,9 +69,15 @@ class Worker:
         self._on_lost = on_lost
         self._under_way: dict[int, optuna.Trial] = {}
         self._seen: dict[int, tuple[int, float]] = {}  # of others: heartbeat, and since when
+        self._look_at = 0.0  # when those of others are to be looked at again
         self._outages = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lrfinder-heartbeat", daemon=True)
+        storage = study._storage
+        self._behind = storage if isinstance(storage, Behind) else None
+        self._writing: AbstractContextManager[None] = nullcontext()
+        if self._behind is not None:
+            self._writing = self._behind.writing(study._study_id, study.study_name)
 
     def trials(self, budget: Budget) -> Iterator[optuna.Trial | None]:
         """The trials that this worker is to train, until the budget is spent.
@@ -107,15 +115,24 @@ class Worker:
         """The trial has ended, or is to be left to other workers."""
         self._under_way.pop(trial.number, None)
 
+    def claim(self, budget: Budget) -> None:
+        """Have the next trial begun meanwhile, for one of this worker's is about to end."""
+        if self._behind is not None and budget.is_of_trials_alone:
+            assert budget.n_trials is not None
+            self._behind.claim(budget.n_trials)
+
     def _ask(self, budget: Budget) -> tuple[optuna.Trial | None, bool]:
-        with self._lock:
-            trials = self.study.get_trials(deepcopy=False)
-            if self._give_up_lost(trials):
-                trials = self.study.get_trials(deepcopy=False)
-            counted = [trial for trial in trials if is_counted(trial)]
-            if budget.is_spent(self.study, counted):
-                return None, all(trial.state.is_finished() for trial in counted)
-            trial = self.study.ask()
+        claimed = None if self._behind is None else self._behind.claimed()
+        if claimed is None:
+            found, is_done = self._ask_now(budget)
+            if found is None:
+                return None, is_done
+            trial = found
+        else:
+            if time.monotonic() > self._look_at:
+                with self._lock:
+                    self._give_up_lost(trials_now(self.study))
+            trial = optuna.Trial(self.study, claimed)
         self._under_way[trial.number] = trial
         most = budget.n_trials
         if most is not None and trial.number >= most and self._is_surplus(trial, most):
@@ -123,9 +140,19 @@ class Worker:
             return None, False
         return trial, False
 
+    def _ask_now(self, budget: Budget) -> tuple[optuna.Trial | None, bool]:
+        with self._lock:
+            trials = trials_now(self.study)
+            if self._give_up_lost(trials):
+                trials = trials_now(self.study)
+            counted = [trial for trial in trials if is_counted(trial)]
+            if budget.is_spent(self.study, counted):
+                return None, all(trial.state.is_finished() for trial in counted)
+            return self.study.ask(), False
+
     def _is_surplus(self, trial: optuna.Trial, n_trials: int) -> bool:
         """Whether others were quicker; it happens where no lock reaches from machine to machine."""
-        before = self.study.get_trials(deepcopy=False)[: trial.number]
+        before = trials_now(self.study)[: trial.number]
         return sum(map(is_counted, before)) >= n_trials
 
     def _withdraw(self, trial: optuna.Trial) -> None:
@@ -138,6 +165,7 @@ class Worker:
 
     def _give_up_lost(self, trials: Sequence[FrozenTrial]) -> bool:
         now = time.monotonic()
+        self._look_at = now + self._interval
         outages = getattr(self.study._storage, "outages", 0)
         if outages != self._outages:
             # Nobody could tell that it lives while the storage was away.
@@ -185,18 +213,25 @@ class Worker:
                     return  # the search itself meets it too, and says so
 
     def __enter__(self) -> Self:
+        self._writing.__enter__()
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._ended.set()
         # One that waits for a storage that is away is nobody's to wait for.
         self._thread.join(timeout=self._interval)
+        self._writing.__exit__(kind, error, traceback)
 
 
 def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Put the parameters of a trial that was interrupted or lost in the queue, once."""
-    trials = study.get_trials(deepcopy=False)
+    trials = trials_now(study)
     if any(other.user_attrs.get(RETRY_OF) == trial.number for other in trials):
         return
     params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}

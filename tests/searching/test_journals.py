@@ -12,7 +12,7 @@ from pathlib import Path
 
 import optuna
 
-from lrfinder.searching.journals import QuickConnection
+from lrfinder.searching.storages.journals import QuickConnection
 from lrfinder.searching.studies import quiet_optuna
 
 KILLED = """

@@ -18,7 +18,7 @@ import pytest
 
 import lrfinder
 from benchmarks.servers import Postgres
-from lrfinder.searching import storages
+from lrfinder.searching.storages import waiting
 from lrfinder.searching.storages import StorageError, is_away, lock, open_storage
 from lrfinder.searching.studies import open_study, quiet_optuna
 from tests.searching.test_searching import tiny_task
@@ -119,8 +119,8 @@ def test_a_storage_that_is_read_only_is_told(tmp_path: Path) -> None:
 def test_a_storage_that_stays_away_is_told_and_not_waited_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(storages, "PATIENCE", 1.0)
-    monkeypatch.setattr(storages, "_said_at", [float("-inf")])
+    monkeypatch.setattr(waiting, "PATIENCE", 1.0)
+    monkeypatch.setattr(waiting, "_said_at", [float("-inf")])
     with Postgres(tmp_path / "pg") as server, quiet_optuna():
         storage = open_storage(server.uri)
         study = optuna.create_study(storage=storage, study_name="s")

@@ -20,7 +20,8 @@ from optuna.trial import TrialState
 import lrfinder
 from benchmarks.faults.verdicts import BAD
 from lrfinder.searching.budgets import Budget
-from lrfinder.searching.studies import count_done, is_counted, quiet_optuna
+from lrfinder.searching.counting import count_done, is_counted
+from lrfinder.searching.studies import quiet_optuna
 from lrfinder.searching.workers import HEARTBEAT, MAX_RETRIES, Worker
 from tests.searching.test_searching import tiny_task
 
