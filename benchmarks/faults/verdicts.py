@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 
 import lrfinder
 from benchmarks.faults.workers import Workers
-from lrfinder.searching.storages import open_storage
 from lrfinder.searching.counting import is_counted
+from lrfinder.searching.storages import open_storage
 from lrfinder.searching.studies import quiet_optuna
 
 

@@ -193,7 +193,7 @@ class Trials:
         )
 
     def _after_epoch(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
-        """Have the next trial begun where this one is about to end, so that none waits for its storage; judge this one."""
+        """Have the next trial begun where this one is about to end, so that it need not wait; judge this one."""
         assert self._worker is not None
         assert self._budget is not None
         left = self.space.num_epochs - epoch - 1

@@ -19,7 +19,7 @@ from mlflow.entities import Run
 
 from benchmarks.servers import MlflowServer, postgres
 from lrfinder.commands import main
-from lrfinder.delivering import following
+from lrfinder.delivering.booting import start_python
 from lrfinder.delivering.following import start_following
 from lrfinder.delivering.sending import LOST, is_recording, sending
 from lrfinder.delivering.spools import Header, Journal, Spool, find_spools
@@ -323,10 +323,16 @@ def test_who_follows_needs_neither_torch_nor_the_terminal(mlflow_uri: str, tmp_p
     assert process.wait(timeout=120) == 0
     assert not spool.path.parent.exists()
     assert rows(mlflow_uri, run_id) == list(range(50))
-    # What it and who writes a study load; a function that does nothing of what it is told.
-    storages = "lrfinder.searching.storages"
-    for place, fake in (("lrfinder.delivering.following:sys", ["lrfinder"]),):
-        pass
+    done = start_python(
+        "lrfinder.delivering.following:follow",
+        [str(tmp_path / "nothing to follow")],
+        fake=["lrfinder"],
+        environment={"PYTHONPROFILEIMPORTTIME": "1"},  # lists what is imported
+        stderr=subprocess.PIPE,
+    )
+    imported = done.communicate()[1].decode().split()
+    assert "lrfinder.delivering.sending" in imported
+    assert "torch" not in imported
 
 
 def test_a_process_holds_its_session_as_long_as_it_lives(mlflow_uri: str, tmp_path: Path) -> None:

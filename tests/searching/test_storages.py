@@ -18,8 +18,7 @@ import pytest
 
 import lrfinder
 from benchmarks.servers import Postgres
-from lrfinder.searching.storages import waiting
-from lrfinder.searching.storages import StorageError, is_away, lock, open_storage
+from lrfinder.searching.storages import StorageError, is_away, lock, open_storage, waiting
 from lrfinder.searching.studies import open_study, quiet_optuna
 from tests.searching.test_searching import tiny_task
 

@@ -1,4 +1,4 @@
-"""Storages: where studies lie. One that is away for a while is waited for, a full disk is told, and no trial waits for it.
+"""Storages: where studies lie. One that is away is waited for, a full disk is told, and no trial waits.
 
 urls       read and shown
 journals   how SQLite keeps a study

@@ -208,7 +208,7 @@ class Behind(Forwarding):
         try:
             if self._writer is not None:
                 self._writer.listen()
-            elif self._waited > WORTH * (time.monotonic() - self._began) > WORTH * AFTER:
+            elif self._is_worth_it():
                 assert self._study is not None
                 self._writer = Writer(self._url, self._study[1], self._hear)
             if self._is_ready:
@@ -218,6 +218,10 @@ class Behind(Forwarding):
             self._is_alone = True  # no process can be started
         except GoneError:
             self._go_on_alone()
+
+    def _is_worth_it(self) -> bool:
+        seconds = time.monotonic() - self._began
+        return seconds >= AFTER and self._waited > WORTH * seconds
 
     def _hear(self, kind: str, value: Any) -> None:
         """What the other process says of itself."""
@@ -261,17 +265,18 @@ class Behind(Forwarding):
     def _end(self) -> None:
         """All that was told is in the storage; a trial that was claimed and not asked for waits in the queue."""
         with self._lock:
-            if self._copies is None or self._failure is not None:
-                if self._writer is not None:
-                    self._writer.stop()
-                    self._let_go()
-                return
-            claimed = self.claimed()
+            claimed = None
             try:
-                if self._copies is not None:
-                    self._look()
-                    self._let_go()
+                if self._copies is not None and self._failure is None:
+                    claimed = self.claimed()
+                    if self._copies is not None:
+                        self._look()
+                        self._let_go()
             except GoneError:
                 self._go_on_alone()
+            finally:
+                if self._writer is not None:  # it has not begun, or cannot go on
+                    self._writer.stop()
+                    self._let_go()
             if claimed is not None:
                 self._inner.set_trial_state_values(claimed, TrialState.WAITING)

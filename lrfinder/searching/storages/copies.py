@@ -1,4 +1,4 @@
-"""Copies: what a process knows of a study's trials: those that it trains as it has told, the others as it saw them last."""
+"""Copies: what a process knows of a study's trials: its own as it told them, the others as it saw them last."""
 
 from __future__ import annotations
 

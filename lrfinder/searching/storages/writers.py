@@ -1,4 +1,4 @@
-"""Writers: the process that writes a study, as its search sees it. What it is told it does in order; what it is asked it answers."""
+"""Writers: the process that writes a study, as its search sees it. It does what it is told, in order, and answers."""
 
 from __future__ import annotations
 
