@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from lrfinder.delivering.booting import start_python
 
-INTERVAL = 0.25  # seconds between two messages about trials that go on
+INTERVAL = 1.0  # seconds between two messages about trials that go on
 
 Told = tuple[int, str, tuple[Any, ...], dict[str, Any]]
 
