@@ -49,9 +49,10 @@ def range_test(
     Ramps bracket: the LRs rise from `start_lr` to `end_lr`, of all groups together and then of one
     group with the others held at 1/100 of where the joint loss was lowest. A race decides: LRs
     inside the brackets are trained for up to 120 steps from the same start on the same batches, and
-    the means of their weights, which have less noise, are evaluated on the next 8. A Gaussian process is fitted to all that they show, and its lowest place is suggested. Whatever
-    happens inside, model, optimizer, attached schedulers, scaler, gradients, train/eval flags,
-    random states and the loaders' generators are bit for bit as before.
+    the means of their weights, which have less noise, are evaluated on the next 8. A Gaussian
+    process is fitted to all that they show, and its lowest place is suggested. Whatever happens
+    inside, model, optimizer, attached schedulers, scaler, gradients, train/eval flags, random
+    states and the loaders' generators are bit for bit as before.
 
     In processes that `torchrun` has started (see `lrfinder.process_group`) it is one test: each
     takes its share of each batch, and all come to the same result.
