@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,3 +128,17 @@ def test_longer_trainings_are_read_later_and_then_lowered() -> None:
     # Half a decade for each decade of length.
     assert readings[4][1] - readings[3][1] == pytest.approx(0.5)
     assert horizon(100, "equal") > horizon(100, "joint")
+
+
+def test_the_means_of_the_weights_steady_what_is_read() -> None:
+    def off(lrs: dict[str, float]) -> float:
+        return math.hypot(math.log10(lrs["a"]) + 1, math.log10(lrs["b"]))
+
+    alone, both = [], []
+    for seed in range(8):
+        found = standings(bowl, noise=0.5, seed=seed)
+        clean = {one.candidate: one.scores for one in standings(bowl, seed=seed)}
+        with_means = [replace(one, averaged=clean[one.candidate][1:]) for one in found]
+        alone.append(off(Landscape(found, ["a", "b"], start=5.0).best(RUNGS[-1], seed=seed)))
+        both.append(off(Landscape(with_means, ["a", "b"], start=5.0).best(RUNGS[-1], seed=seed)))
+    assert float(np.mean(both)) < 0.7 * float(np.mean(alone))
