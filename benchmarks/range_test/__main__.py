@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         if name in ("truth", "groups", "one-lr", "figures"):
             part.add_argument("--tasks", nargs="*")
             part.add_argument("--data")
+        if name == "truth":
+            part.add_argument("--fresh", action="store_true", help="keep what the grids chose")
         if name == "refusals":
             part.add_argument("--curves", type=int, default=200)
         if name == "overhead":
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     if options.part == "truth":
-        truth.run(_chosen(options))
+        truth.run(_chosen(options), fresh=options.fresh)
     elif options.part == "groups":
         groups.run(
             _chosen(options, "groups"),
