@@ -192,11 +192,21 @@ def check_kind(replica: Replica, kind: Mapping[str, Any], shared: Mapping[str, T
 
 def moved(batches: Sequence[Batch], device: torch.device) -> list[Batch]:
     """The batches on the device; one that several rows have is moved once, and stays the very same."""
+    if device.type == "cpu" and all(map(_is_on_cpu, batches)):
+        return list(batches)
     found: dict[int, Batch] = {}
     for batch in batches:
         if id(batch) not in found:
             found[id(batch)] = move_to(batch, device)
     return [found[id(batch)] for batch in batches]
+
+
+def _is_on_cpu(batch: Batch) -> bool:
+    """Whether nothing of it is to be moved there, as far as a short look tells."""
+    if isinstance(batch, Tensor):
+        return batch.is_cpu
+    is_plain = type(batch) in (tuple, list)
+    return is_plain and all(isinstance(part, Tensor) and part.is_cpu for part in batch)
 
 
 def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:

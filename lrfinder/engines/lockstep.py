@@ -195,11 +195,13 @@ class Lockstep:
                 losses: Sequence[Tensor] = [self._alone(job, 0) for job in active]
             return losses
         way = self.chooser.way(len(active))
-        # Where more are to come, so many together may be quick.
-        few = len(active) > 1 and not self._more_to_come
-        if way == "alone" and (few or self.chooser.refused):
+        # Where more are to come, there may be enough of them again.
+        if way == "alone" and (self.chooser.refused or not self._more_to_come):
             self._disband(active, held)
-        parts = [job.parts for job in active]
+        # Plans of one order ask for the very same batches.
+        parts = list(
+            {tuple(map(id, part)): part for part in (job.parts for job in active)}.values()
+        )
         one_shape = len({len(part) for part in parts}) == 1 and all(
             map(alike, zip(*parts, strict=True))
         )

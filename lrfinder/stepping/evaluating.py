@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lrfinder.distributing import summed, unwrapped
 from lrfinder.tasks import Batch, LossFn, batch_size, move_to
+from lrfinder.tasks.losses import evaluated
 
 Metrics = Mapping[str, Callable[[nn.Module, Batch], Tensor]]
 
@@ -80,8 +81,9 @@ def evaluate(
             moved = move_to(batch, device)
             size = batch_size(moved)
             count += size
-            for name, function in functions.items():
-                sums[name] = sums[name] + torch.as_tensor(function(model, moved)).detach() * size
+            found = evaluated(functions.values(), model, moved)
+            for name, value in zip(functions, found, strict=True):
+                sums[name] = sums[name] + torch.as_tensor(value).detach() * size
     if count == 0:
         raise ValueError("The validation loader must give at least one batch, but it is empty.")
     own = torch.stack(list(sums.values())).cpu().double()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,7 +45,51 @@ def accuracy(model: nn.Module, batch: Batch) -> Tensor:
         batch: `(inputs, targets)`, targets of shape (N,) with class indices.
     """
     inputs, targets = _pair(batch)
-    correct: Tensor = model(inputs).argmax(dim=1) == targets
+    return _accuracy(model(inputs), targets)
+
+
+def evaluated(
+    functions: Iterable[Callable[[nn.Module, Batch], Any]], model: nn.Module, batch: Batch
+) -> list[Any]:
+    """What each function `(model, batch) -> value` gives, in eval mode and without gradients.
+
+    `supervised` with a criterion of torch's and `accuracy` share one forward pass: neither changes
+    the outputs.
+
+    Example:
+        >>> import torch
+        >>> calls: list[int] = []
+        >>> model = nn.Linear(2, 3)
+        >>> _ = model.register_forward_hook(lambda *args: calls.append(1))
+        >>> batch = (torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
+        >>> values = evaluated([supervised(nn.CrossEntropyLoss()), accuracy], model, batch)
+        >>> len(values), len(calls)
+        (2, 1)
+    """
+    listed = [(function, _of_outputs(function)) for function in functions]
+    if sum(of_outputs is not None for _, of_outputs in listed) < 2:
+        return [function(model, batch) for function, _ in listed]
+    inputs, targets = _pair(batch)
+    outputs = model(inputs)
+    return [
+        function(model, batch) if of_outputs is None else of_outputs(outputs, targets)
+        for function, of_outputs in listed
+    ]
+
+
+def _of_outputs(function: Any) -> Callable[[Any, Any], Tensor] | None:
+    """A function `(outputs, targets) -> value` that leaves the outputs alone; None where it is not known to."""
+    if function is accuracy:
+        return _accuracy
+    if type(function) is supervised:
+        criterion = function.criterion
+        is_known = type(criterion).__module__.partition(".")[0] in ("torch", "lrfinder")
+        return criterion if is_known else None
+    return None
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    correct: Tensor = outputs.argmax(dim=1) == targets
     return correct.float().mean()
 
 
