@@ -174,13 +174,18 @@ class Trace:
         """A pandas frame: step, loss, `lr/<group>` for each group and one column for each metric (NaN between)."""
         import pandas as pd
 
-        columns: dict[str, NDArray[Any]] = {"step": self.steps, "train/loss": self.losses}
-        columns |= {f"lr/{name}": values for name, values in self.lrs.items()}
-        frame = pd.DataFrame(columns)
+        return pd.DataFrame(self.columns())
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What `to_frame` holds, by the names of its columns, each of shape (steps,)."""
+        found: dict[str, NDArray[Any]] = {"step": self.steps, "train/loss": self.losses}
+        found |= {f"lr/{name}": values for name, values in self.lrs.items()}
         for name, (steps, values) in self.metrics.items():
-            series = pd.Series(values, index=steps)
-            frame[name] = frame["step"].map(series[~series.index.duplicated(keep="last")])
-        return frame
+            column = np.full(len(self), math.nan)
+            there = (steps >= 0) & (steps < len(self))
+            column[steps[there]] = values[there]  # the last of those of one step
+            found[name] = column
+        return found
 
     def __repr__(self) -> str:
         """Name, groups, length and status."""
