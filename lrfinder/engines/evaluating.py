@@ -16,7 +16,7 @@ from lrfinder.engines.checking import tolerance
 from lrfinder.engines.fitting import Unfit, alike, first_line, stacked
 from lrfinder.engines.stacking import Stack
 from lrfinder.stepping import Evaluation, Replica, autocast
-from lrfinder.stepping.evaluating import eval_mode
+from lrfinder.stepping.evaluating import eval_mode, midway_mode
 from lrfinder.tasks import Batch, batch_size, move_to
 from lrfinder.tasks.losses import evaluated
 
@@ -103,7 +103,8 @@ def together(
     kept = [buffer.clone() for buffer in buffers]
     sums: list[Any] = [0.0] * len(functions)
     count = 0
-    with eval_mode(stack.skeleton, batch_stats=midway), torch.no_grad(), _by_parts():
+    mode = midway_mode if midway else eval_mode
+    with mode(stack.skeleton), torch.no_grad(), _by_parts():
         for batches in _zipped(requests):
             moved = [move_to(batch, stack.device) for batch in batches]
             size = batch_size(moved[0])
@@ -112,7 +113,7 @@ def together(
             call = vmap(_caller(stack, functions), in_dims=(0, 0, dims), randomness="error")
             for number, value in enumerate(call(parameters, buffers, batch)):
                 sums[number] = sums[number] + value.detach() * size
-    if not all(map(torch.equal, buffers, kept)):
+    if not midway and not all(map(torch.equal, buffers, kept)):
         raise Unfit("an evaluation changes a buffer")
     if count == 0:
         raise ValueError("The validation loader must give at least one batch, but it is empty.")

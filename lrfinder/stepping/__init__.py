@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -119,18 +120,20 @@ class Replica:
         """What a training is sent that asks for a step, or to be evaluated."""
         if not isinstance(request, Evaluation):
             return self.step(request)
-        state = random_state() if request.midway else None
-        values = evaluate(
+        if request.midway:
+            with _unchanged(self.model):
+                return self._evaluate(request)
+        return self._evaluate(request)
+
+    def _evaluate(self, request: Evaluation) -> dict[str, float]:
+        return evaluate(
             self.model,
             self.loss_fn,
             request.loader,
             metrics=request.metrics,
             autocast_dtype=self.options.autocast,
-            batch_stats=request.midway,
+            midway=request.midway,
         )
-        if state is not None:
-            set_random_state(state)
-        return values
 
     def update(self) -> None:
         """Clip the gradients that are there, and take the optimizer's step with them."""
@@ -247,6 +250,21 @@ class Replica:
     def _clip(self) -> None:
         if self.options.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.options.clip_norm)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Buffers and random states are as before after this."""
+    state = random_state()
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        buffers = dict(model.named_buffers())
+        with torch.no_grad():
+            for name, value in kept.items():
+                buffers[name].copy_(value)
+        set_random_state(state)
 
 
 def take_alone(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from lrfinder.distributing import summed, unwrapped
 from lrfinder.tasks import Batch, LossFn, batch_size, move_to
@@ -25,8 +26,8 @@ class Evaluation:
     Args:
         loader: Gives the batches.
         metrics: Beside the loss.
-        midway: Whether it is a look at a training midway: norms that are in train mode take each
-            batch's own statistics (`batch_stats` of `evaluate`), and random states are put back.
+        midway: Whether it is a look at a training midway, in train mode as `midway_mode` has it;
+            then buffers and random states are as before, too.
     """
 
     loader: Iterable[Batch]
@@ -41,7 +42,7 @@ def evaluate(
     *,
     metrics: Metrics | None = None,
     autocast_dtype: torch.dtype | None = None,
-    batch_stats: bool = False,
+    midway: bool = False,
 ) -> dict[str, float]:
     """Mean loss and metrics over a loader, weighted by the number of samples of each batch.
 
@@ -55,8 +56,7 @@ def evaluate(
         loader: Gives the batches.
         metrics: Beside the loss: name -> `metric(model, batch)`.
         autocast_dtype: Of `torch.autocast`, or None.
-        batch_stats: Whether norms that are in train mode take each batch's own statistics, as in
-            training, in the place of the running ones, which are left as they are.
+        midway: Whether to evaluate in `midway_mode` in the place of eval mode.
 
     Returns:
         `{"val/loss": ..., "val/<metric>": ...}`.
@@ -72,8 +72,9 @@ def evaluate(
     device = model_device(model)
     sums = {name: torch.zeros((), device=device) for name in functions}
     count = 0
+    mode = midway_mode if midway else eval_mode
     with (
-        eval_mode(model, batch_stats=batch_stats),
+        mode(model),
         torch.no_grad(),
         autocast(device, autocast_dtype),
     ):
@@ -100,27 +101,37 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def eval_mode(model: nn.Module, *, batch_stats: bool = False) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """`model.eval()`, then the flag of every module as it was: a BatchNorm that its owner froze stays frozen."""
     flags = [(module, module.training) for module in model.modules()]
-    tracking = [
-        module
-        for module, training in flags
-        if batch_stats
-        and training
-        and isinstance(module, _NormBase)
-        and module.track_running_stats
-    ]
     model.eval()
-    for norm in tracking:
-        norm.training, norm.track_running_stats = True, False
     try:
         yield
     finally:
-        for norm in tracking:
-            norm.track_running_stats = True
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def midway_mode(model: nn.Module) -> Iterator[None]:
+    """Train mode as it is, but for dropout, which is off, and norms, which leave their running statistics alone.
+
+    For a model may give something else in eval mode than a loss can be made of.
+    """
+    active = [module for module in model.modules() if module.training]
+    dropouts = [module for module in active if isinstance(module, _DropoutNd)]
+    norms = [m for m in active if isinstance(m, _NormBase) and m.track_running_stats]
+    for dropout in dropouts:
+        dropout.training = False
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for dropout in dropouts:
+            dropout.training = True
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -127,6 +127,23 @@ def test_looking_changes_nothing(kind: str, loss: object, memory: int) -> None:
     assert not any(plan.trace.metrics for plan in plain)
 
 
+@pytest.mark.parametrize("kind", ["stepping", "lockstep"])
+def test_a_model_that_gives_no_loss_in_eval_mode_is_looked_at(kind: str) -> None:
+    """As torchvision's detectors."""
+
+    class Detector(Normed):
+        def forward(self, inputs: Tensor) -> Tensor:
+            assert self.training
+            return super().forward(inputs)
+
+    torch.manual_seed(0)
+    model = Detector(0.5).double()
+    own = Replica(model, torch.optim.SGD(model.parameters(), lr=0.1), loss_fn)
+    ours = plans()[:4]
+    engine(kind, own).advance(ours, AFTER)
+    assert all(AVERAGED_LOSS in plan.trace.metrics for plan in ours)
+
+
 def test_where_points_were_missed_there_is_no_mean() -> None:
     assert not AveragedWeights(replica(), 20, begun=15).is_whole
     assert AveragedWeights(replica(), 20, begun=10).is_whole
