@@ -100,8 +100,9 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize(
+    ("kind", "clip_norm"), [*((kind, None) for kind in OPTIMIZERS), ("SGD", 0.5), ("AdamW", 0.5)]
+)
 def test_the_same_numbers(kind: str, clip_norm: float | None, device: Recorded) -> None:
     options: dict[str, Any] = {"make_optimizer": OPTIMIZERS[kind], "clip_norm": clip_norm}
     found, engine = losses("lockstep", "mlp", graph=True, **options)
@@ -111,7 +112,7 @@ def test_the_same_numbers(kind: str, clip_norm: float | None, device: Recorded) 
     np.testing.assert_allclose(found, losses("stepping", "mlp", **options)[0], rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["Net", "cnn with BatchNorm", "transformer"])
+@pytest.mark.parametrize("name", ["Net", "cnn with BatchNorm"])
 def test_models(name: str, device: Recorded) -> None:
     found, _ = losses("lockstep", name, 12, graph=True)
     assert device.replayed == 12 - WARM_UP - 2
