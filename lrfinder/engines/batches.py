@@ -199,6 +199,20 @@ def copied(batch: Batch) -> Batch:
     return copy.deepcopy(batch)
 
 
+def tensors_in(batch: Batch) -> Iterator[Tensor | None]:
+    """The tensors of a batch in their order; None for what is none."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, dict):
+        for part in batch.values():
+            yield from tensors_in(part)
+    elif isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from tensors_in(part)
+    else:
+        yield None
+
+
 def num_bytes(value: Any) -> int:
     """Bytes of the tensors and arrays in a nested value; other things count as nothing.
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lrfinder.engines.batches import copied
+from lrfinder.engines.batches import copied, tensors_in
 from lrfinder.engines.checking import differs, rehearse, tolerance
 from lrfinder.engines.fitting import first_line, moved, stacked
 from lrfinder.engines.randomness import Stream
@@ -30,7 +30,7 @@ from lrfinder.tasks import Batch
 
 WARM_UP = 3  # steps beside the usual stream before a capture
 TIMED = 3  # steps of each way that are timed
-MOST_CAPTURES = 8  # of one stack: numbers of rows, shapes of batches, options that no schedule changes in place
+MOST_CAPTURES = 8  # of one stack: numbers of rows, shapes of batches, other options than LRs
 
 Gradients = tuple[Tensor, list[Tensor | None]]  # losses of all rows, and their gradients
 Call = Callable[[], Gradients]
@@ -121,8 +121,15 @@ class Capturing:
         """Losses of all rows before the step, which was taken; or None, and it is to be taken plainly."""
         if self.reason or not self._is_steady():
             return None
+        try:
+            return self._step(parts, streams)
+        except BaseException:
+            self._graphs.clear()  # each keeps the memory of a step
+            raise
+
+    def _step(self, parts: Sequence[Sequence[Batch]], streams: Sequence[Stream]) -> Tensor | None:
         batch, dims = stacked(moved([own[0] for own in parts], self._stack.device))
-        tensors = list(_tensors_in(batch))
+        tensors = list(tensors_in(batch))
         if any(tensor is None for tensor in tensors):
             self.reason = "its batches do not consist of tensors alone"
             return None
@@ -198,7 +205,7 @@ class Capturing:
             return False
         finally:
             self._update.put_on_host(host)
-        self._graphs[key] = _Graph(replay, list(_tensors_in(at)))
+        self._graphs[key] = _Graph(replay, list(tensors_in(at)))
         return True
 
     def _replay(
@@ -206,7 +213,7 @@ class Capturing:
     ) -> Tensor | None:
         if not self._is_alike():
             return None
-        for place, tensor in zip(graph.places, _tensors_in(batch), strict=True):
+        for place, tensor in zip(graph.places, tensors_in(batch), strict=True):
             place.copy_(tensor, non_blocking=True)
         # The first, and then ever more rarely: at 5, 8, 16, 32, ... steps.
         if taken == WARM_UP + 2 or (taken >= 8 and not taken & (taken - 1)):
@@ -245,12 +252,11 @@ class Capturing:
         return found.clone()
 
 
-class _Graph:
+class _Graph(NamedTuple):
     """A captured step, and the tensors that it reads a batch from."""
 
-    def __init__(self, replay: Call, places: Sequence[Any]) -> None:
-        self.replay = replay
-        self.places = places
+    replay: Call
+    places: list[Any]
 
 
 def _why_not(stack: Stack, update: Any) -> str:
@@ -260,20 +266,6 @@ def _why_not(stack: Stack, update: Any) -> str:
     if stack.options.accumulation > 1:
         return "its steps are of several batches"
     return "its losses are compiled" if stack.options.compile is not None else ""
-
-
-def _tensors_in(batch: Batch) -> Iterator[Tensor | None]:
-    """The tensors of a batch in their order; None for what is none."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, dict):
-        for part in batch.values():
-            yield from _tensors_in(part)
-    elif isinstance(batch, (list, tuple)):
-        for part in batch:
-            yield from _tensors_in(part)
-    else:
-        yield None
 
 
 def _numbers_of(loss: Any) -> list[Any]:
