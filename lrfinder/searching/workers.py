@@ -209,6 +209,8 @@ class Worker:
                 try:
                     with suppress(UpdateFinishedTrialError):  # it has just ended
                         trial.set_user_attr(HEARTBEAT, count)
+                    if self._behind is not None:
+                        self._behind.send()
                 except StorageError:
                     return  # the search itself meets it too, and says so
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 import lrfinder
 from benchmarks.servers import Postgres
+from lrfinder.searching.budgets import Budget
 from lrfinder.searching.storages import Behind, StorageError, behind, open_storage
 from lrfinder.searching.studies import quiet_optuna
+from lrfinder.searching.workers import HEARTBEAT, Worker
 from tests.searching.test_searching import tiny_task
 
 ROOT = str(Path(__file__).parents[2])
@@ -312,6 +315,24 @@ def test_a_trial_is_claimed_where_there_is_room_and_waits_where_nobody_asks_for_
     ]
     with quiet_optuna():
         assert optuna.load_study(storage=url, study_name="s").ask().number == 2
+
+
+def test_others_see_each_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(behind, "WORTH", 0.0)
+    monkeypatch.setattr(behind, "AFTER", 0.0)
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with quiet_optuna():
+        storage = open_storage(url)
+        assert isinstance(storage, Behind)
+        study = optuna.create_study(storage=storage, study_name="s")
+        with Worker(study, nullcontext(), grace_period=0.6) as worker:
+            begin(storage, study._study_id)
+            assert next(worker.trials(Budget(n_trials=1))) is not None
+            deadline, seen = time.monotonic() + 2.0, set()
+            while time.monotonic() < deadline:
+                seen.add(written(url)[0].user_attrs.get(HEARTBEAT))
+                time.sleep(0.05)
+    assert len(seen) >= 6  # ten a second, each of which is sent
 
 
 @pytest.mark.postgres

@@ -90,6 +90,15 @@ class Behind(Forwarding):
         """Whoever asks for all trials next gets them as they are now."""
         self._looked_at = float("-inf")
 
+    def send(self) -> None:
+        """What was told is on its way now, for others are to see it: that this worker lives."""
+        with self._lock:
+            if self._writer is not None and self._copies is not None:
+                try:
+                    self._writer.send(at_once=True)
+                except GoneError:
+                    self._go_on_alone()
+
     def claim(self, n_trials: int) -> None:
         """Have the next trial begun meanwhile, under the study's lock, if it has less than `n_trials`.
 
@@ -162,7 +171,6 @@ class Behind(Forwarding):
         if name in TOLD and self._is_told(name, *args, **kwargs):
             getattr(self._copies, name)(*args, **kwargs)
             self._writer.tell(name, *args, **kwargs)
-            # Of a trial that ends, or a worker that lives, others are to know.
             self._writer.send(at_once=name == "set_trial_state_values")
             return True
         if name == "get_trial":

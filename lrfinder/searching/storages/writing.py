@@ -72,7 +72,9 @@ class _Writing:
             found = method(*args, **kwargs)
         except UpdateFinishedTrialError:  # somebody else has ended it
             trial_id = args[0] if args else kwargs["trial_id"]
-            self._say("seen", [self._rest.get_trial(trial_id)])
+            if trial_id not in self._known:
+                self._known.add(trial_id)
+                self._say("seen", [self._rest.get_trial(trial_id)])
         except Exception as error:
             self._failure = _sendable(error)
             self._say("failed", self._failure)
