@@ -16,6 +16,13 @@ from lrfinder.tasks import Batch
 END = "no more jobs"
 
 
+@dataclass(frozen=True)
+class Raised:
+    """What a job is given in the place of an answer."""
+
+    error: Exception
+
+
 @dataclass(eq=False)
 class Job:
     """A training that is under way.
@@ -48,6 +55,13 @@ class Job:
         """Give it what it asked for, and go on to its next request."""
         try:
             self.request = self.steps.send(answer)
+        except StopIteration:
+            self.request = None
+
+    def fail(self, error: Exception) -> None:
+        """Raise in it what its step, or its evaluation, has raised: it may take that for its end."""
+        try:
+            self.request = self.steps.throw(error)
         except StopIteration:
             self.request = None
 

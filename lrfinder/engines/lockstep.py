@@ -20,7 +20,7 @@ from lrfinder.engines.choosing import Chooser
 from lrfinder.engines.evaluating import Evaluator
 from lrfinder.engines.fitting import Unfit, alike, out_of_memory
 from lrfinder.engines.formations import Formation
-from lrfinder.engines.jobs import END, Job
+from lrfinder.engines.jobs import END, Job, Raised
 from lrfinder.stepping import Evaluation, Replica
 
 
@@ -67,8 +67,9 @@ class Lockstep:
 
         Raises:
             Unfit: If jobs play copies of an original, which turned out not to be what it is.
-            BaseException: What a job raises itself. It is raised in all others that are under way
-                too, so that they can say that they were interrupted.
+            BaseException: What a job raises itself, or does not take for its own end where one of
+                its steps raised it. It is raised in all others that are under way too, so that
+                they can say that they were interrupted.
         """
         active: list[Job] = []
         held: deque[Job] = deque()  # under way, but without a row
@@ -98,7 +99,11 @@ class Lockstep:
                 for job, answer in zip(asking, answers, strict=True):
                     if not job.is_quiet:
                         self._enter(job)
-                    job.take(answer)
+                    if isinstance(answer, Raised):
+                        self._enter(job)
+                        job.fail(answer.error)
+                    else:
+                        job.take(answer)
                 for job in [job for job in active if job.request is None]:
                     self._leave(active, job)
                     self._enter(None)  # `on_end` may look at the random states of this one
@@ -189,10 +194,10 @@ class Lockstep:
 
     # -- the step ---------------------------------------------------------------------------------
 
-    def _step(self, active: list[Job], held: deque[Job]) -> Sequence[Tensor]:
+    def _step(self, active: list[Job], held: deque[Job]) -> Sequence[Tensor | Raised]:
         if self._looks:
             with original_unused(self._original), self.chooser.looking():
-                losses: Sequence[Tensor] = [self._alone(job, 0) for job in active]
+                losses: Sequence[Any] = [self._alone(job, 0) for job in active]
             return losses
         way = self.chooser.way(len(active))
         # Where more are to come, there may be enough of them again.
@@ -260,12 +265,21 @@ class Lockstep:
         for job in asking:
             self._enter(job)
             assert job.request is not None
-            answers.append(job.replica.answer(job.request))
+            try:
+                answers.append(job.replica.answer(job.request))
+            except Exception as error:
+                answers.append(Raised(error))
         return answers
 
-    def _alone(self, job: Job, row: int) -> Tensor:
+    def _alone(self, job: Job, row: int) -> Tensor | Raised:
+        """The loss of its step; what that raises is its own affair, and no other's."""
         self._enter(job)
-        loss = job.replica.step(job.parts)
+        try:
+            loss = job.replica.step(job.parts)
+        except Unfit:
+            raise
+        except Exception as error:
+            return Raised(error)
         if self._formation is not None:
             self._formation.load(row)
         return loss

@@ -245,6 +245,31 @@ def test_a_trial_that_raises_in_the_middle_of_its_training_fails_and_the_search_
     assert study.trials[1].user_attrs["reason"] == "RuntimeError: out of memory"
 
 
+def test_trials_that_raise_in_lockstep_fail_and_the_others_go_on(
+    measured: lrfinder.RangeTest,
+) -> None:
+    calls = 0
+
+    def breaks(model: nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 5):  # of the three that are under way
+            raise RuntimeError("out of memory")
+        return lrfinder.accuracy(model, batch)
+
+    task = tiny_task(metrics={"accuracy": breaks})
+    study = quiet_search(
+        task, 6, warm_start=measured, engine="lockstep", at_once=3, pruner="NopPruner", confirm=0
+    )
+    states = [trial.state.name for trial in study.trials]
+    assert len(states) == 6
+    assert 1 <= states.count("FAIL") <= 2
+    assert states.count("COMPLETE") == 6 - states.count("FAIL")
+    for trial in study.trials:
+        if trial.state.name == "FAIL":
+            assert trial.user_attrs["reason"] == "RuntimeError: out of memory"
+
+
 def test_without_a_completed_trial_the_reasons_are_told(measured: lrfinder.RangeTest) -> None:
     def make_model() -> nn.Module:
         raise RuntimeError("no such layer")
