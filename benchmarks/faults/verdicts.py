@@ -60,9 +60,9 @@ def runs_disagree(workers: Workers) -> dict[str, int]:
         study = optuna.load_study(storage=open_storage(workers.storage), study_name=workers.study)
     deadline = time.monotonic() + 60.0
     # The processes that follow killed workers may still be sending.
-    while not all(item.complete for item in lrfinder.sync(workers.folder / "spool")):
+    while left := [item for item in lrfinder.sync(workers.folder / "spool") if not item.complete]:
         if time.monotonic() > deadline:
-            raise TimeoutError("Not all that was recorded is in the store after a minute.")
+            raise TimeoutError(f"Not all that was recorded is in the store after a minute: {left}")
         time.sleep(0.5)
     client = MlflowClient(workers.mlflow_uri)
     where = client.get_experiment_by_name("faults").experiment_id
