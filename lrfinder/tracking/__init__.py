@@ -213,7 +213,9 @@ class MlflowRecorder(Contents):
         child._left_to = None if wait else self
         return child
 
-    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
+    def find_run(
+        self, tags: Mapping[str, Any], *, since: float = 0.0, lost: str = ""
+    ) -> str | None:
         """The id of a run of this experiment that has these tags, whoever made it.
 
         None where there is none, or the store does not answer.
@@ -221,6 +223,7 @@ class MlflowRecorder(Contents):
         Args:
             tags: All of them.
             since: When it began at the earliest, in seconds since 1970.
+            lost: Why nobody records it any more: then it is ended as KILLED, where it is running.
         """
         terms = [f"tags.`{key}` = '{value}'" for key, value in as_texts(tags).items()]
         terms.append(f"attributes.start_time >= {int(since * 1000)}")
@@ -228,7 +231,12 @@ class MlflowRecorder(Contents):
         if where is None:
             return None  # the store has not made any yet
         try:
-            found = open_store(self.tracking_uri).search_runs([where], " and ".join(terms))
+            client = open_store(self.tracking_uri)
+            found = client.search_runs([where], " and ".join(terms))
+            if lost and found and found[0].info.status == "RUNNING":
+                # Made just before its process was killed, it may have no spool that would end it.
+                client.set_tag(found[0].info.run_id, "lrfinder.ending", lost)
+                client.set_terminated(found[0].info.run_id, "KILLED")
         except StoreAwayError as away:
             _log.warning("%s", away)
             return None

@@ -93,7 +93,9 @@ class Recorder(Protocol):
     def child(self, run_name: str | None = None, *, wait: bool = True, **tags: Any) -> Recorder:
         """A recorder of a run below this one, whose end waits for the store, or leaves that to this one."""
 
-    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
+    def find_run(
+        self, tags: Mapping[str, Any], *, since: float = 0.0, lost: str = ""
+    ) -> str | None:
         """The id of a run of this experiment that has these tags, whoever made it."""
 
     def flush(self, timeout: float | None = None) -> None:
@@ -193,7 +195,9 @@ class NullRecorder:
         """This recorder."""
         return self
 
-    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
+    def find_run(
+        self, tags: Mapping[str, Any], *, since: float = 0.0, lost: str = ""
+    ) -> str | None:
         """There are no runs."""
         return None
 
