@@ -52,16 +52,15 @@ class Job:
         return [] if self.request is None or isinstance(self.request, Evaluation) else self.request
 
     def take(self, answer: Any) -> None:
-        """Give it what it asked for, and go on to its next request."""
-        try:
-            self.request = self.steps.send(answer)
-        except StopIteration:
-            self.request = None
+        """Give it what it asked for, and go on to its next request.
 
-    def fail(self, error: Exception) -> None:
-        """Raise in it what its step, or its evaluation, has raised: it may take that for its end."""
+        What its step, or its evaluation, has raised is raised in it: it may take that for its end.
+        """
         try:
-            self.request = self.steps.throw(error)
+            if isinstance(answer, Raised):
+                self.request = self.steps.throw(answer.error)
+            else:
+                self.request = self.steps.send(answer)
         except StopIteration:
             self.request = None
 

@@ -97,13 +97,9 @@ class Lockstep:
                     asking = list(active)  # of whom some may be held now
                     after_step()
                 for job, answer in zip(asking, answers, strict=True):
-                    if not job.is_quiet:
+                    if not job.is_quiet or isinstance(answer, Raised):
                         self._enter(job)
-                    if isinstance(answer, Raised):
-                        self._enter(job)
-                        job.fail(answer.error)
-                    else:
-                        job.take(answer)
+                    job.take(answer)
                 for job in [job for job in active if job.request is None]:
                     self._leave(active, job)
                     self._enter(None)  # `on_end` may look at the random states of this one

@@ -52,21 +52,17 @@ class Landscape:
     @cached_property
     def _surrogate(self) -> Surrogate:
         points, steps, cooled, gaps = [], [], [], []
-        first = len(RUNGS) - len(AVERAGED_RUNGS)
         # What the means of the weights come to is another reading of the same landscape, which says
         # something of the first.
-        for number, rung in enumerate(RUNGS):
-            for averaged in (False, True):
-                values = [
-                    (one.lrs, scores[place])
-                    for one in self._standings
-                    for scores in [one.averaged if averaged else one.scores]
-                    if (place := number - first * averaged) in range(len(scores))
-                ]
-                points += [self._point(lrs) for lrs, _ in values]
-                steps += [rung] * len(values)
-                cooled += [float(averaged)] * len(values)
-                gaps += self._gaps([value for _, value in values])
+        steady = [(one.lrs, one.scores) for one in self._standings]
+        means = [(one.lrs, one.averaged) for one in self._standings]
+        for flag, rungs, judged in ((0.0, RUNGS, steady), (1.0, AVERAGED_RUNGS, means)):
+            for number, rung in enumerate(rungs):
+                reached = [(lrs, scores[number]) for lrs, scores in judged if len(scores) > number]
+                points += [self._point(lrs) for lrs, _ in reached]
+                steps += [rung] * len(reached)
+                cooled += [flag] * len(reached)
+                gaps += self._gaps([score for _, score in reached])
         return Surrogate(
             np.array(points),
             np.array(steps, dtype=float),

@@ -162,34 +162,31 @@ class RangeRun:
         return self.replicas if len(self.tested) <= FEW_GROUPS else 1
 
     def _extended(self, *, down: bool) -> list[Reading]:
-        """The joint ramps again, from further below or up to further up, as steep as before.
-
-        The first ones are dropped.
-        """
+        """The joint ramps again, from further below or up to further up, as steep as before."""
         start, end, num_steps = self.lrs
         more = math.ceil(num_steps * math.log10(EXTENSION) / math.log10(end / start))
         low, high = (start / EXTENSION, end) if down else (start, end * EXTENSION)
-        self.lrs = (low, high, num_steps + more)
-        self.ramps.clear()
-        self.messages.append(
+        return self._ramp_again(
+            (low, high, num_steps + more),
             f"The loss only rose from LR {start:.2g} on, so the ramps were begun at {low:.2g}."
             if down
-            else f"The loss was still falling at LR {end:.2g}, so the ramps were extended to {high:.2g}."
+            else f"The loss was still falling at LR {end:.2g}, so the ramps were extended to {high:.2g}.",
         )
-        return self._ramp()
 
     def _slower(self, lrs: tuple[float, float, int]) -> list[Reading]:
-        """The joint ramps again, with more steps in the range that was asked for.
-
-        The first ones are dropped.
-        """
+        """The joint ramps again, with more steps in the range that was asked for."""
         start, end, num_steps = lrs
-        self.lrs = (start, end, SLOWER * num_steps)
-        self.ramps.clear()
-        self.messages.append(
+        return self._ramp_again(
+            (start, end, SLOWER * num_steps),
             f"The loss fell by no more than its noise within {num_steps} steps, so the ramps were "
-            f"run again with {SLOWER * num_steps}."
+            f"run again with {SLOWER * num_steps}.",
         )
+
+    def _ramp_again(self, lrs: tuple[float, float, int], message: str) -> list[Reading]:
+        """Drop the joint ramps, say why, and run them with other LRs."""
+        self.lrs = lrs
+        self.ramps.clear()
+        self.messages.append(message)
         return self._ramp()
 
     def _from_ramps(self, joint: Reading, brackets: dict[str, Bracket]) -> Suggestion:
