@@ -1,8 +1,9 @@
 """Claim: many replicas in one step are faster than one after the other, give the same, and `auto` never loses.
 
 Each ratio is of wall time, whole: data, optimizer, traces, checks and probes included. The arms
-take turns within one run; stepping runs in the memory format that is best for it. Some five
-minutes, or single parts, which are printed and not saved:
+take turns within one run, on one CPU thread and on as many as there are cores; the best of each side
+counts, and stepping runs in the memory format that is best for it. Some ten minutes, or single
+parts, which are printed and not saved:
 
     python -m benchmarks.lockstep
     python -m benchmarks.lockstep net sweeps
@@ -13,8 +14,9 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,7 @@ from lrfinder.stepping import Replica
 BATCH = 64
 cross_entropy = lrfinder.supervised(nn.CrossEntropyLoss())
 Batches = list[tuple[Tensor, Tensor]]
+THREADS = sorted({1, os.cpu_count() or 1})
 
 
 def mlp() -> nn.Module:
@@ -164,6 +167,48 @@ def gap(make: Callable[[], nn.Module], batches: Batches, replicas: int, steps: i
     return float(np.max(np.abs(losses[1] / losses[0] - 1)))
 
 
+def on_threads(threads: int, arm: Callable[[], float]) -> Callable[[], float]:
+    """The arm on so many CPU threads."""
+
+    def run() -> float:
+        torch.set_num_threads(threads)
+        return arm()
+
+    return run
+
+
+def compared(
+    arms: Mapping[str, Callable[[], float]], name: str, *, rounds: int, warmup: int = 1
+) -> tuple[dict[str, Any], float]:
+    """How much faster one arm is than the others, each at the number of threads that is best for it.
+
+    Returns:
+        Of a row: the best of the others, the threads of both, and the ratio of their seconds; and
+        the median seconds of the arm.
+    """
+    seconds = interleave(
+        {
+            f"{key}, {threads} threads": on_threads(threads, arm)
+            for key, arm in arms.items()
+            for threads in THREADS
+        },
+        rounds=rounds,
+        warmup=warmup,
+    )
+
+    def best(keys: Sequence[str]) -> tuple[str, int]:
+        pairs = itertools.product(keys, THREADS)
+        return min(
+            pairs, key=lambda pair: float(np.median(seconds[f"{pair[0]}, {pair[1]} threads"]))
+        )
+
+    (base, base_threads), (_, threads) = best([key for key in arms if key != name]), best([name])
+    torch.set_num_threads(threads)  # for what is measured next of this row
+    first, second = f"{base}, {base_threads} threads", f"{name}, {threads} threads"
+    row = {"against": base, "against_threads": base_threads, "threads": threads}
+    return row | paired_ratio(seconds, first, second), float(np.median(seconds[second]))
+
+
 def speed(name: str, make: Callable[[], nn.Module], make_inputs: Callable[[], Tensor], *,
           replicas: int, steps: int, rounds: int, bar: float, engine: str = "lockstep") -> dict[str, Any]:  # fmt: skip
     """One row: stepping / lockstep."""
@@ -179,12 +224,10 @@ def speed(name: str, make: Callable[[], nn.Module], make_inputs: Callable[[], Te
         arms["stepping, channels_last"] = lambda: run(
             "stepping", make, batches, channels_last=True, **options
         )[0]
-    seconds = interleave(arms, rounds=rounds, warmup=int(make is not resnet18))
-    plain = [name for name in arms if name != engine]
-    best = min(plain, key=lambda arm: float(np.median(seconds[arm])))
-    row = {"what": name, "replicas": replicas, "steps": steps, "against": best, "bar": bar}
-    row |= paired_ratio(seconds, best, engine)
-    row["ms_per_replica_step"] = 1e3 * float(np.median(seconds[engine])) / replicas / steps
+    row: dict[str, Any] = {"what": name, "replicas": replicas, "steps": steps, "bar": bar}
+    found, seconds = compared(arms, engine, rounds=rounds, warmup=int(make is not resnet18))
+    row |= found
+    row["ms_per_replica_step"] = 1e3 * seconds / replicas / steps
     if engine == "auto":
         row["reason"] = run("auto", make, batches, **options)[2].chooser.reason
     row["largest_gap"] = gap(make, batches, min(replicas, 4), 2 if make is resnet18 else 10)
@@ -210,9 +253,8 @@ def study(rounds: int) -> dict[str, Any]:
         return time.perf_counter() - began
 
     arms = {engine: (lambda engine=engine: searched(engine)) for engine in ("stepping", "auto")}
-    seconds = interleave(arms, rounds=rounds, warmup=0)
-    row = {"what": "study of 64 trials on the digits, 16 at once", "bar": 2.5}
-    row |= paired_ratio(seconds, "stepping", "auto")
+    row: dict[str, Any] = {"what": "study of 64 trials on the digits, 16 at once", "bar": 2.5}
+    row |= compared(arms, "auto", rounds=rounds, warmup=0)[0]
     return row | {"steps_stepping": steps["stepping"], "steps_auto": steps["auto"]}
 
 
@@ -238,7 +280,9 @@ def sweeps(rounds: int) -> dict[str, Any]:
         "six": lambda: ramps("auto", ["body", "head"], 3),
     }
     row = {"what": "ramps of 2 groups x 3 batch orders / one plain ramp, digits", "bar": 3.0}
-    return row | paired_ratio(interleave(arms, rounds=rounds), "six", "one")
+    found, _ = compared(arms, "six", rounds=rounds)
+    low, high = 1 / found["quartile_3"], 1 / found["quartile_1"]
+    return row | found | {"ratio": 1 / found["ratio"], "quartile_1": low, "quartile_3": high}
 
 
 class Count(TorchDispatchMode):
@@ -283,9 +327,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", help="what to measure; all by default, which is saved")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     rounds = options.rounds
     timed = functools.partial(speed, rounds=rounds)
     parts: dict[str, list[Callable[[], dict[str, Any]]]] = {
@@ -311,6 +353,7 @@ def main() -> None:
         if "ratio" in row:
             spread = f"[{row['quartile_1']:.2f}, {row['quartile_3']:.2f}]"
             print(f"{row['what']:60s} x{row['ratio']:.2f} {spread}, bar {row['bar']:g}", end="")
+            print(f", threads {row['against_threads']} / {row['threads']}", end="")
             print(f", gap {row['largest_gap']:.1e}" if "largest_gap" in row else "", end="")
             print(f"  {row['reason']}" if "reason" in row else "")
         else:

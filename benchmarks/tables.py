@@ -129,12 +129,14 @@ def lockstep() -> str:
         spread = f"{row['ratio']:.2f} [{row['quartile_1']:.2f}, {row['quartile_3']:.2f}]"
         bar = f"<= {row['bar']:g}" if " / " in row["what"] else f">= {row['bar']:g}"
         gap = f"{row['largest_gap']:.0e}" if "largest_gap" in row else ""
-        rows.append([row["what"], str(row.get("replicas", "")), spread, bar, gap])
+        threads = f"{row['against_threads']} / {row['threads']}"
+        rows.append([row["what"], str(row.get("replicas", "")), spread, bar, threads, gap])
     header = [
         "what",
         "replicas",
         "ratio of wall times: median [quartiles]",
         "bar",
+        "CPU threads, one by one / together",
         "largest gap of a loss",
     ]
     counts = ", ".join(

@@ -91,8 +91,8 @@ def _suggest(problem: Problem, seed: int, arm: str) -> dict[str, Any]:
 
 def judged(problem: Problem, truth: Row, found: Sequence[dict[str, Any]]) -> list[Row]:
     """One row for each method: error, spread, loss at the suggestion over the grid's best, refusals."""
-    # A training of these takes long, and there are a hundred suggestions.
-    seeds = fresh_seeds(problem)[: None if problem.batched else 2]
+    # There are a hundred suggestions, and a training of those that are not batched takes long.
+    seeds = fresh_seeds(problem)[: 24 if problem.batched else 2]
     best = np.mean(truth["fresh"]["one_lr"][: len(seeds)])
     low, high = region(truth)
     given = [item for item in found if item["lr"] is not None]
