@@ -1,7 +1,8 @@
 """Datasets: data held as tensors, the batches made of them, and digits that need no network.
 
-Small data are fastest where they are: whole tensors on the device, one `index_select` for each
-batch, augmentation on the batch. No worker processes and no copy from the host at each step.
+Small data are fastest where they are: whole tensors on the device, one `index_select` for a batch,
+or for several that are small, augmentation on the batch. No worker processes and no copy from the
+host at each step.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ __all__ = [
     "digits",
     "is_self_contained",
 ]
+
+GATHERED = 2**17  # bytes of batches that are gathered at once; a larger batch alone
 
 
 class TensorLoader:
@@ -114,16 +117,26 @@ class TensorLoader:
         if self._part != (0, 1):
             samples = torch.arange(len(self.tensors[0]), device=self.device)
             order = share_of(samples if order is None else order, *self._part)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            stop = start + self.batch_size
+        stop, some = len(self) * self.batch_size, self._gathered()
+        for start in range(0, stop, some):
+            end = min(start + some, stop)
             if order is None:
                 # A copy: a model whose first layer works in place must not change the data.
-                batch = tuple(tensor[start:stop].clone() for tensor in self.tensors)
+                parts = [tensor[start:end].clone() for tensor in self.tensors]
             else:
-                batch = tuple(tensor.index_select(0, order[start:stop]) for tensor in self.tensors)
-            if self.transform is not None:
-                batch = (self.transform(batch[0], epoch), *batch[1:])
-            yield batch
+                parts = [tensor.index_select(0, order[start:end]) for tensor in self.tensors]
+            for batch in zip(*(part.split(self.batch_size) for part in parts), strict=True):
+                if self.transform is not None:
+                    batch = (self.transform(batch[0], epoch), *batch[1:])
+                yield batch
+
+    def _gathered(self) -> int:
+        """Samples that are gathered at once: whole batches, several where they are small.
+
+        To call torch takes as long as to gather a small batch.
+        """
+        size = self.batch_size * sum(tensor[:1].nbytes for tensor in self.tensors)
+        return self.batch_size * max(1, GATHERED // max(size, 1))
 
     def to(self, device: str | torch.device) -> Self:
         """A loader on the device, whose own generator goes on from this one's state.

@@ -40,6 +40,29 @@ def test_an_epoch_has_every_sample_once_and_as_many_batches_as_len_says(count, s
     assert all(len(batch) == size for batch in batches[:-1])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.booleans(), st.booleans(), st.integers(0, 300))
+def test_batches_are_the_same_however_many_are_gathered_at_once(
+    count, size, shuffle, drop_last, gathered
+):
+    if drop_last and size > count:
+        return
+
+    def epochs(size_of_some):
+        def noisy(inputs, generator):
+            return inputs + torch.rand(len(inputs), generator=generator)
+
+        loader = TensorLoader(
+            torch.arange(count), torch.arange(count), batch_size=size, shuffle=shuffle,
+            drop_last=drop_last, seed=3, transform=noisy,
+        )  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lrfinder.datasets.GATHERED", size_of_some)
+            return [[part.tolist() for part in batch] for _ in range(2) for batch in loader]
+
+    assert epochs(gathered) == epochs(0)
+
+
 def test_the_parts_of_a_batch_belong_together():
     inputs, targets = torch.randn(20, 2), torch.arange(20)
     for part, numbers in TensorLoader(inputs, targets, batch_size=6, shuffle=True):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrfinder.engines.folding import folded
+from lrfinder.engines.folding import folded, folded_loss
 from lrfinder.engines.folding.chains import _Chain
 from lrfinder.engines.randomness import Stream
 from lrfinder.engines.stacking import Stack
 from lrfinder.stepping import Replica
+from lrfinder.tasks import supervised
 from tests.engines.models import images
 
 K = 3
@@ -253,3 +254,39 @@ def test_a_derivative_inside_of_the_loss() -> None:
     losses, _ = stack.gradients([[batch]] * K, [Stream(torch.device("cpu")) for _ in range(K)])
     for row, replica in enumerate(stack.replicas):
         torch.testing.assert_close(losses[row], penalty(replica.model, batch).detach(), rtol=1e-12, atol=0)  # fmt: skip
+
+
+# -- cross entropies --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("are_shared", [False, True])
+@pytest.mark.parametrize("ignored", [0, 2, 7], ids="{} ignored".format)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ignore_index": 1},
+        {"label_smoothing": 0.1},
+        {"ignore_index": 1, "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_a_cross_entropy_of_all_is_that_of_each(options, ignored, are_shared):
+    torch.manual_seed(0)
+    criterion = nn.CrossEntropyLoss(**options)
+    scores = torch.randn(K, 7, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(2, 4, (7,) if are_shared else (K, 7))
+    targets[..., :ignored] = criterion.ignore_index
+    together = folded_loss(supervised(criterion))
+
+    def loss(own: Tensor, classes: Tensor) -> Tensor:
+        return together(nn.Identity(), (own, classes))
+
+    found = torch.func.vmap(loss, in_dims=(0, None if are_shared else 0))(scores, targets)
+    classes = targets.expand(K, 7)
+    expected = torch.stack([criterion(*pair) for pair in zip(scores, classes, strict=True)])
+    assert not isinstance(together.criterion, nn.CrossEntropyLoss)  # it was folded
+    assert torch.isnan(expected).all() == (ignored == 7)
+    assert torch.allclose(found, expected, rtol=1e-14, atol=0, equal_nan=True)
+    gradients = [torch.autograd.grad(losses.sum(), scores)[0] for losses in (found, expected)]
+    assert torch.allclose(*gradients, rtol=1e-13, atol=1e-15, equal_nan=True)
