@@ -27,7 +27,7 @@ from lrfinder.racing.candidates import (
     num_alive,
     num_race_steps,
 )
-from lrfinder.racing.landscapes import Landscape, horizon, lowered
+from lrfinder.racing.landscapes import Landscape, drawn_to_one, horizon, lowered
 from lrfinder.racing.standings import Race, Standing
 from lrfinder.traces import Trace
 
@@ -41,6 +41,7 @@ __all__ = [
     "Race",
     "Standing",
     "box",
+    "drawn_to_one",
     "holds",
     "horizon",
     "line",

@@ -123,6 +123,22 @@ def lowered(lrs: Lrs, decades: float) -> dict[str, float]:
     return {name: lr * 10**-decades for name, lr in lrs.items()}
 
 
+def drawn_to_one(lrs: Lrs, single: Lrs, decades: float) -> dict[str, float]:
+    """LRs drawn towards those of a single LR: the longer a training, the less groups differ.
+
+    Law: log lr = log single + w (log lr_raced - log single), with w = 10^(-d / 2) for a back-off of d
+    decades, and 1/2 at least: three quarters where a training is three times as long as the race can
+    tell of.
+
+    Example:
+        >>> lrs = drawn_to_one({"body": 0.001, "head": 10.0}, {"body": 0.1, "head": 0.1}, 2.0)
+        >>> {name: round(lr, 6) for name, lr in lrs.items()}
+        {'body': 0.01, 'head': 1.0}
+    """
+    share = max(10 ** (-decades / 2), 0.5)
+    return {name: single[name] * (lr / single[name]) ** share for name, lr in lrs.items()}
+
+
 def horizon(planned_steps: int | None, kind: Kind) -> tuple[float, float]:
     """The number of steps after which the race is read, for a training to come, and a back-off.
 

@@ -17,6 +17,7 @@ from lrfinder.racing import (
     Landscape,
     Race,
     box,
+    drawn_to_one,
     holds,
     horizon,
     line,
@@ -226,6 +227,8 @@ class RangeRun:
         steps, back_off = horizon(self.planned_steps, kind)
         if self.planned_steps is not None:
             by = f", lowered by {back_off:.2f} decades" if back_off else ""
+            if back_off and not self.one_lr:
+                by += " and drawn towards the best single LR"
             self.messages.append(
                 f"For a training of {self.planned_steps:,} steps the LRs are those that are "
                 f"expected to be best after {steps:.0f} steps at a constant LR{by}."
@@ -239,7 +242,7 @@ class RangeRun:
             landscape = Landscape(race.standings, self.tested, race.start)
             raced = landscape.best(steps, seed=self.seed)
             if holds(self.engine, raced | self.held, race):
-                lrs = lowered(raced, back_off)
+                lrs = drawn_to_one(lowered(raced, back_off), control, back_off)
                 # Both as the race tells them: of what comes later it shows nothing.
                 single = line_landscape.best(steps, seed=self.seed)
                 share, error = landscape.advantage(raced, single, steps)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrfinder.racing import LINE, RUNGS, Landscape, Standing, box, horizon, line
+from lrfinder.racing import LINE, RUNGS, Landscape, Standing, box, drawn_to_one, horizon, line
 
 Loss = Callable[[float, float, int], float]
 
@@ -128,6 +128,17 @@ def test_longer_trainings_are_read_later_and_then_lowered() -> None:
     # Half a decade for each decade of length.
     assert readings[4][1] - readings[3][1] == pytest.approx(0.5)
     assert horizon(100, "equal") > horizon(100, "joint")
+
+
+def test_the_longer_a_training_the_nearer_its_groups_come_to_one_lr() -> None:
+    raced, single = {"a": 0.01, "b": 1.0}, {"a": 0.05, "b": 0.05}
+    assert drawn_to_one(raced, single, 0.0) == pytest.approx(raced)
+    quarter = drawn_to_one(raced, single, 0.25)
+    for name in raced:
+        way = math.log(quarter[name] / single[name]) / math.log(raced[name] / single[name])
+        assert way == pytest.approx(10**-0.125)
+    assert drawn_to_one(raced, single, 1.0) == pytest.approx(drawn_to_one(raced, single, 5.0))
+    assert drawn_to_one(single, single, 1.0) == pytest.approx(single)
 
 
 def test_the_means_of_the_weights_steady_what_is_read() -> None:

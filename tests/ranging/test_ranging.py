@@ -135,9 +135,13 @@ def test_a_training_to_come_is_reckoned_with_and_told() -> None:
     assert "after 120 steps at a constant LR, lowered by 1.62 decades" in str(long)
     assert "For a training of" not in str(unknown)
     assert long.standings == unknown.standings  # the same race, read elsewhere
-    assert long.suggestion.lrs == pytest.approx(
-        {name: lr * 10**-1.62 for name, lr in unknown.suggestion.lrs.items()}, rel=0.01
-    )
+    assert "drawn towards the best single LR" in str(long)
+    assert long.suggestion.control is not None
+    expected = {
+        name: (lr * 10**-1.62 * long.suggestion.control[name]) ** 0.5
+        for name, lr in unknown.suggestion.lrs.items()
+    }
+    assert long.suggestion.lrs == pytest.approx(expected, rel=0.01)
 
 
 def test_a_landscape_that_does_not_hold_gives_way_to_the_best_single_lr(
