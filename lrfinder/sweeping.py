@@ -58,8 +58,21 @@ def default_range(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
         >>> default_range(torch.optim.AdamW([torch.zeros(1)]))
         (1e-06, 3.0)
     """
+    return PROPORTIONAL_RANGE if is_proportional(optimizer) else ADAPTIVE_RANGE
+
+
+def is_proportional(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its step is in proportion to the gradient, as SGD's is and Adam's is not.
+
+    Example:
+        >>> (
+        ...     is_proportional(torch.optim.SGD([torch.zeros(1)])),
+        ...     is_proportional(torch.optim.Adam([torch.zeros(1)])),
+        ... )
+        (True, False)
+    """
     names = {cls.__name__ for cls in type(optimizer).__mro__}
-    return PROPORTIONAL_RANGE if names & set(PROPORTIONAL) else ADAPTIVE_RANGE
+    return bool(names & set(PROPORTIONAL))
 
 
 def ramp_lrs(start_lr: float, end_lr: float, num_steps: int) -> NDArray[np.float64]:

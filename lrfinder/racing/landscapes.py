@@ -32,6 +32,9 @@ HORIZON = {"equal": 8.0, "joint": 5.0}
 # Beyond the last rung nothing was seen. There the best LR of a training falls by some half a decade
 # for each decade of its length.
 BACK_OFF = 0.5
+# The way from the single LR to that of each group that is gone at most where an optimizer is
+# adaptive, and at least however long a training is.
+ADAPTIVE_SHARE, LEAST_SHARE = 0.75, 0.5
 
 
 class Landscape:
@@ -123,19 +126,22 @@ def lowered(lrs: Lrs, decades: float) -> dict[str, float]:
     return {name: lr * 10**-decades for name, lr in lrs.items()}
 
 
-def drawn_to_one(lrs: Lrs, single: Lrs, decades: float) -> dict[str, float]:
-    """LRs drawn towards those of a single LR: the longer a training, the less groups differ.
+def drawn_to_one(
+    lrs: Lrs, single: Lrs, decades: float, *, is_proportional: bool
+) -> dict[str, float]:
+    """LRs drawn towards those of a single LR, since a short race makes too much of their ratios.
 
     Law: log lr = log single + w (log lr_raced - log single), with w = 10^(-d / 2) for a back-off of d
     decades, and 1/2 at least: three quarters where a training is three times as long as the race can
-    tell of.
+    tell of. No more than 3/4 where the optimizer scales each parameter's step itself, as Adam does.
 
     Example:
-        >>> lrs = drawn_to_one({"body": 0.001, "head": 10.0}, {"body": 0.1, "head": 0.1}, 2.0)
+        >>> raced, single = {"body": 0.001, "head": 10.0}, {"body": 0.1, "head": 0.1}
+        >>> lrs = drawn_to_one(raced, single, 2.0, is_proportional=True)
         >>> {name: round(lr, 6) for name, lr in lrs.items()}
         {'body': 0.01, 'head': 1.0}
     """
-    share = max(10 ** (-decades / 2), 0.5)
+    share = max(min(10 ** (-decades / 2), 1.0 if is_proportional else ADAPTIVE_SHARE), LEAST_SHARE)
     return {name: single[name] * (lr / single[name]) ** share for name, lr in lrs.items()}
 
 

@@ -69,6 +69,7 @@ class RangeRun:
         groups: Groups to test.
         without_gradient: Those of them that get no gradient.
         keep_ratios: Whether the ratios of the groups' own LRs are kept.
+        is_proportional: Whether a step of the optimizer is in proportion to the gradient.
         lrs: Start, end and number of steps of a ramp.
         effort: Of the race; None for ramps only.
         planned_steps: Of the training to come, or None.
@@ -83,6 +84,7 @@ class RangeRun:
     groups: Sequence[str]
     without_gradient: Sequence[str]
     keep_ratios: bool
+    is_proportional: bool
     lrs: tuple[float, float, int]
     effort: Effort | None
     planned_steps: int | None
@@ -227,8 +229,8 @@ class RangeRun:
         steps, back_off = horizon(self.planned_steps, kind)
         if self.planned_steps is not None:
             by = f", lowered by {back_off:.2f} decades" if back_off else ""
-            if back_off and not self.one_lr:
-                by += " and drawn towards the best single LR"
+            if not self.one_lr and (back_off or not self.is_proportional):
+                by += ", and drawn towards the best single LR"
             self.messages.append(
                 f"For a training of {self.planned_steps:,} steps the LRs are those that are "
                 f"expected to be best after {steps:.0f} steps at a constant LR{by}."
@@ -240,15 +242,21 @@ class RangeRun:
         lrs, evidence = control, None
         if not self.one_lr:
             landscape = Landscape(race.standings, self.tested, race.start)
-            raced = landscape.best(steps, seed=self.seed)
+            lrs = drawn_to_one(
+                lowered(landscape.best(steps, seed=self.seed), back_off),
+                control,
+                back_off,
+                is_proportional=self.is_proportional,
+            )
+            raced = lowered(lrs, -back_off)
             if holds(self.engine, raced | self.held, race):
-                lrs = drawn_to_one(lowered(raced, back_off), control, back_off)
                 # Both as the race tells them: of what comes later it shows nothing.
                 single = line_landscape.best(steps, seed=self.seed)
                 share, error = landscape.advantage(raced, single, steps)
                 drop = race.start - race.best[0].score
                 evidence = Evidence(share * drop, error * drop, share, round(steps))
             else:
+                lrs = control
                 # Nothing is suggested on the word of the landscape alone.
                 self.messages.append(
                     "Trained with the LRs that the race suggested for each group, the loss fell "

@@ -130,15 +130,21 @@ def test_longer_trainings_are_read_later_and_then_lowered() -> None:
     assert horizon(100, "equal") > horizon(100, "joint")
 
 
-def test_the_longer_a_training_the_nearer_its_groups_come_to_one_lr() -> None:
+@pytest.mark.parametrize(("is_proportional", "most"), [(True, 1.0), (False, 0.75)])
+def test_the_longer_a_training_the_nearer_its_groups_come_to_one_lr(
+    is_proportional: bool, most: float
+) -> None:
     raced, single = {"a": 0.01, "b": 1.0}, {"a": 0.05, "b": 0.05}
-    assert drawn_to_one(raced, single, 0.0) == pytest.approx(raced)
-    quarter = drawn_to_one(raced, single, 0.25)
-    for name in raced:
-        way = math.log(quarter[name] / single[name]) / math.log(raced[name] / single[name])
-        assert way == pytest.approx(10**-0.125)
-    assert drawn_to_one(raced, single, 1.0) == pytest.approx(drawn_to_one(raced, single, 5.0))
-    assert drawn_to_one(single, single, 1.0) == pytest.approx(single)
+
+    def ways(decades: float) -> list[float]:
+        drawn = drawn_to_one(raced, single, decades, is_proportional=is_proportional)
+        return [math.log(drawn[n] / single[n]) / math.log(raced[n] / single[n]) for n in raced]
+
+    assert ways(0.0) == pytest.approx([most] * 2)
+    assert ways(0.4) == pytest.approx([10**-0.2] * 2)
+    assert ways(1.0) == ways(5.0) == pytest.approx([0.5] * 2)
+    alike = drawn_to_one(single, single, 1.0, is_proportional=is_proportional)
+    assert alike == pytest.approx(single)
 
 
 def test_the_means_of_the_weights_steady_what_is_read() -> None:
