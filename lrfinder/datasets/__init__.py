@@ -125,7 +125,7 @@ class TensorLoader:
                 parts = [tensor[start:end].clone() for tensor in self.tensors]
             else:
                 parts = [tensor.index_select(0, order[start:end]) for tensor in self.tensors]
-            for batch in zip(*(part.split(self.batch_size) for part in parts), strict=True):
+            for batch in zip(*(torch.split(part, self.batch_size) for part in parts), strict=True):
                 if self.transform is not None:
                     batch = (self.transform(batch[0], epoch), *batch[1:])
                 yield batch
