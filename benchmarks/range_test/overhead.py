@@ -7,9 +7,11 @@ take in all.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -95,10 +97,12 @@ def compare(problem: Problem, data: Sequence[Any], rounds: int) -> Row:
 
 
 def whole(problem: Problem, options: dict[str, str]) -> Row:
-    """Steps and seconds of a range test at its defaults: the median of five."""
+    """Steps and seconds of a range test at its defaults, and one replica after the other: medians of five."""
     task = problem.task(one_lr=options["groups"] == "together")
-    seconds, steps = [], []
-    for seed in range(5):
+    steps = []
+
+    def test(engine: str, seeds: Iterator[int]) -> float:
+        seed = next(seeds)
         started = task.start(seed, device="cpu")
         began = time.perf_counter()
         result = lrfinder.range_test(
@@ -107,13 +111,22 @@ def whole(problem: Problem, options: dict[str, str]) -> Row:
             task.loss_fn,
             started.train_loader,
             seed=seed,
+            engine=engine,
             **options,
         )
-        seconds.append(time.perf_counter() - began)
         steps.append(result.cost.steps)
+        return time.perf_counter() - began
+
+    arms = {
+        engine: functools.partial(test, engine, itertools.count())
+        for engine in ("auto", "stepping")
+    }
+    seconds = interleave(arms, rounds=5)
     number = len(task.groups)
     return {
         "what": f"{problem.title}: a range test of {number} LR{'s' if number > 1 else ''}",
         "steps": int(statistics.median(steps)),
-        "seconds": statistics.median(seconds),
+        "seconds": statistics.median(seconds["auto"]),
+        "seconds_stepping": statistics.median(seconds["stepping"]),
+        "faster": paired_ratio(seconds, "stepping", "auto"),
     }

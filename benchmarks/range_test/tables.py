@@ -186,7 +186,13 @@ def time_taken() -> str:
             spread = f"[{row['quartile_1']:.3f}, {row['quartile_3']:.3f}]"
             rows.append([row["what"], f"{row['ratio']:.3f} {spread}", f"<= {row['bar']}"])
         else:
-            rows.append([row["what"], f"{row['seconds']:.2f} s, {row['steps']} steps", ""])
+            faster = row["faster"]
+            measured = (
+                f"{row['seconds']:.2f} s, {row['steps']} steps; one replica after the other "
+                f"{row['seconds_stepping']:.2f} s: x {faster['ratio']:.2f} "
+                f"[{faster['quartile_1']:.2f}, {faster['quartile_3']:.2f}]"
+            )
+            rows.append([row["what"], measured, ""])
     return rows_to_markdown(["what", "measured: median [quartiles]", "bar"], rows) + source(data)
 
 
