@@ -98,11 +98,13 @@ def slice_figure(study: optuna.Study, params: Sequence[str] | None = None) -> Fi
 
 
 def _figure(plot: Callable[..., Any], study: optuna.Study, params: Sequence[str] | None) -> Figure:
+    import matplotlib as mpl
     import matplotlib.pyplot as plt
     import numpy as np
 
     target = {} if len(study.directions) == 1 else {"target": _first}
-    with quiet_optuna():
+    # Optuna takes a style of its own, and would leave it to all figures that follow.
+    with quiet_optuna(), mpl.rc_context():
         drawn = plot(study, params=None if params is None else list(params), **target)
     figure: Figure = np.ravel(drawn)[0].figure
     plt.close(figure)  # it is whoever's asked for it, and pyplot shows it to nobody else

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import optuna
 import pytest
 import torch
@@ -170,7 +171,9 @@ def test_importances_and_figures_of_what_was_searched() -> None:
     found = lrfinder.importances(study)
     assert set(found) == {"lr/body", "ratio/head", "gamma", "step_size"}
     assert sum(found.values()) == pytest.approx(1.0)
+    style = dict(mpl.rcParams)
     contour, slices = lrfinder.contour_figure(study), lrfinder.slice_figure(study)
+    assert dict(mpl.rcParams) == style  # what follows keeps its own
     assert set(list(found)[:2]) <= {text.get_text() for axes in contour.axes
                                     for text in (axes.xaxis.label, axes.yaxis.label)}  # fmt: skip
     assert len(slices.axes) >= 4
