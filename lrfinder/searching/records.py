@@ -49,9 +49,11 @@ class Records:
             return
         tags = _tags(study, trial.number)
         began = trial.datetime_start.timestamp() - CLOCKS_APART if trial.datetime_start else 0.0
-        lost = "Its worker was lost while it made this run, or soon after."
-        found = self.recorder.find_run(tags, since=began, lost=lost)
-        if found is None:
+        found = self.recorder.find_run(tags, since=began)
+        if found is not None:
+            reason = "Its worker was lost while it made this run, or soon after."
+            self.recorder.end_lost_run(found, reason)
+        else:
             child = self.recorder.child(f"trial {trial.number}", **tags)
             child.set_tags({"error": "Its worker was lost before it began to train."})
             child.close("KILLED")

@@ -213,9 +213,7 @@ class MlflowRecorder(Contents):
         child._left_to = None if wait else self
         return child
 
-    def find_run(
-        self, tags: Mapping[str, Any], *, since: float = 0.0, lost: str = ""
-    ) -> str | None:
+    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
         """The id of a run of this experiment that has these tags, whoever made it.
 
         None where there is none, or the store does not answer.
@@ -223,7 +221,6 @@ class MlflowRecorder(Contents):
         Args:
             tags: All of them.
             since: When it began at the earliest, in seconds since 1970.
-            lost: Why nobody records it any more: then it is ended as KILLED, where it is running.
         """
         terms = [f"tags.`{key}` = '{value}'" for key, value in as_texts(tags).items()]
         terms.append(f"attributes.start_time >= {int(since * 1000)}")
@@ -231,16 +228,26 @@ class MlflowRecorder(Contents):
         if where is None:
             return None  # the store has not made any yet
         try:
-            client = open_store(self.tracking_uri)
-            found = client.search_runs([where], " and ".join(terms))
-            if lost and found and found[0].info.status == "RUNNING":
-                # Made just before its process was killed, it may have no spool that would end it.
-                client.set_tag(found[0].info.run_id, "lrfinder.ending", lost)
-                client.set_terminated(found[0].info.run_id, "KILLED")
+            found = open_store(self.tracking_uri).search_runs([where], " and ".join(terms))
         except StoreAwayError as away:
             _log.warning("%s", away)
             return None
         return str(found[0].info.run_id) if found else None
+
+    def end_lost_run(self, run_id: str, reason: str) -> None:
+        """End a run that nobody records any more as KILLED, if it is running: it may have no spool that would.
+
+        Args:
+            run_id: Of this store.
+            reason: Goes into its tag `lrfinder.ending`.
+        """
+        try:
+            client = open_store(self.tracking_uri)
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_tag(run_id, "lrfinder.ending", reason)
+                client.set_terminated(run_id, "KILLED")
+        except StoreAwayError as away:
+            _log.warning("%s", away)
 
     def log_links(
         self, run_ids: Sequence[str], metrics: Sequence[str], *, filter: str = ""

@@ -93,10 +93,11 @@ class Recorder(Protocol):
     def child(self, run_name: str | None = None, *, wait: bool = True, **tags: Any) -> Recorder:
         """A recorder of a run below this one, whose end waits for the store, or leaves that to this one."""
 
-    def find_run(
-        self, tags: Mapping[str, Any], *, since: float = 0.0, lost: str = ""
-    ) -> str | None:
+    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
         """The id of a run of this experiment that has these tags, whoever made it."""
+
+    def end_lost_run(self, run_id: str, reason: str) -> None:
+        """End a run that nobody records any more."""
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was recorded is in the store."""
@@ -195,11 +196,12 @@ class NullRecorder:
         """This recorder."""
         return self
 
-    def find_run(
-        self, tags: Mapping[str, Any], *, since: float = 0.0, lost: str = ""
-    ) -> str | None:
+    def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
         """There are no runs."""
         return None
+
+    def end_lost_run(self, run_id: str, reason: str) -> None:
+        """Do nothing."""
 
     def flush(self, timeout: float | None = None) -> None:
         """Do nothing."""
