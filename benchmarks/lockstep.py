@@ -338,7 +338,7 @@ def main() -> None:
         "trunk": [functools.partial(timed, "head of Net, frozen trunk", head_only, images,
                                     replicas=8, steps=40, bar=4.0)],
         "sweeps": [functools.partial(sweeps, rounds)],
-        "study": [functools.partial(study, max(2, rounds // 2))],
+        "study": [functools.partial(study, rounds)],
         "auto": [
             functools.partial(speed, f"auto: {name}", make, inputs, replicas=replicas, steps=steps,
                               rounds=2 if name == "resnet18" else rounds, bar=0.97, engine="auto")

@@ -89,7 +89,8 @@ def _of_outputs(function: Any) -> Callable[[Any, Any], Tensor] | None:
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    correct: Tensor = outputs.argmax(dim=1) == targets
+    # As `argmax`, which is several times slower on the outputs of many replicas as they lie.
+    correct: Tensor = outputs.max(dim=1).indices == targets
     return correct.float().mean()
 
 
