@@ -10,6 +10,8 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+STARTUP = 4  # completed trials from which on others are judged by them
+
 
 def make_sampler(
     sampler: str | BaseSampler | None, *, seed: int, n_trials: int, conditional: bool = False
@@ -39,7 +41,11 @@ def make_sampler(
             n_startup_trials=startup,
             seed=seed,
         )
-    made = _make("sampler", sampler, optuna.samplers, BaseSampler, lambda name: {"seed": seed})
+    # It learns from completed trials alone, and where others are pruned ten of them are rare.
+    known = {"GPSampler": {"n_startup_trials": STARTUP}}
+    made = _make(
+        "sampler", sampler, optuna.samplers, BaseSampler, lambda name: {"seed": seed, **known.get(name, {})}
+    )  # fmt: skip
     assert isinstance(made, BaseSampler)
     return made
 
@@ -60,7 +66,7 @@ def make_pruner(pruner: str | BasePruner | None, *, num_epochs: int) -> BasePrun
     if pruner is None or pruner == "MedianPruner":
         # A trial whose LR decays late looks bad early: its first third is never judged.
         return optuna.pruners.MedianPruner(
-            n_startup_trials=4, n_warmup_steps=max(1, num_epochs // 3)
+            n_startup_trials=STARTUP, n_warmup_steps=max(1, num_epochs // 3)
         )
     # What they find out for themselves when a first trial is complete is known here; until then
     # they prune nothing, whatever is under way.

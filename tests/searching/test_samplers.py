@@ -24,6 +24,24 @@ def test_samplers_by_name_work_and_are_seeded(name) -> None:
         assert isinstance(make_sampler(name, seed=0, n_trials=6), optuna.samplers.TPESampler)
 
 
+def test_a_gaussian_process_learns_in_a_search_of_which_most_is_pruned() -> None:
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        if trial.number >= 5:
+            raise optuna.TrialPruned
+        return (x - 0.3) ** 2
+
+    drawn = []
+    for name in ("GPSampler", "RandomSampler"):
+        with quiet_optuna():
+            study = optuna.create_study(sampler=make_sampler(name, seed=3, n_trials=8))
+            study.optimize(objective, n_trials=8)
+        drawn.append([trial.params["x"] for trial in study.trials])
+    assert drawn[0][:4] == drawn[1][:4]
+    assert all(a != b for a, b in zip(drawn[0][5:], drawn[1][5:], strict=True))
+    assert make_sampler("GPSampler(n_startup_trials=7)", seed=0, n_trials=8)._n_startup_trials == 7  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", ["MedianPruner", "NopPruner", "HyperbandPruner", None])
 def test_pruners_by_name(name) -> None:
     assert type(make_pruner(name, num_epochs=3)).__name__ == name or "MedianPruner"
