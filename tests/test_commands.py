@@ -407,7 +407,12 @@ def test_a_signal_during_a_search_kills_parent_and_trial(
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=240)
+    try:
+        _, errors = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        # Python loses an interrupt that comes while it collects garbage; whoever waits presses again.
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
     assert "the same call goes on" in errors
     statuses = [run.info.status for run in runs(place)]
