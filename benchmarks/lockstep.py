@@ -2,7 +2,7 @@
 
 Each ratio is of wall time, whole: data, optimizer, traces, checks and probes included. The arms
 take turns within one run, on one CPU thread and on as many as there are cores; the best of each side
-counts, and stepping runs in the memory format that is best for it. Some ten minutes, or single
+counts, and stepping runs in the memory format that is best for it. Some five minutes, or single
 parts, which are printed and not saved:
 
     python -m benchmarks.lockstep
@@ -16,7 +16,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -187,25 +187,20 @@ def compared(
         Of a row: the best of the others, the threads of both, and the ratio of their seconds; and
         the median seconds of the arm.
     """
+    labels = {f"{key}, {count} threads": (key, count) for key in arms for count in THREADS}
     seconds = interleave(
-        {
-            f"{key}, {threads} threads": on_threads(threads, arm)
-            for key, arm in arms.items()
-            for threads in THREADS
-        },
+        {label: on_threads(count, arms[key]) for label, (key, count) in labels.items()},
         rounds=rounds,
         warmup=warmup,
     )
 
-    def best(keys: Sequence[str]) -> tuple[str, int]:
-        pairs = itertools.product(keys, THREADS)
-        return min(
-            pairs, key=lambda pair: float(np.median(seconds[f"{pair[0]}, {pair[1]} threads"]))
-        )
+    def best(*, own: bool) -> str:
+        mine = [label for label, (key, _) in labels.items() if (key == name) == own]
+        return min(mine, key=lambda label: float(np.median(seconds[label])))
 
-    (base, base_threads), (_, threads) = best([key for key in arms if key != name]), best([name])
+    first, second = best(own=False), best(own=True)
+    (base, base_threads), (_, threads) = labels[first], labels[second]
     torch.set_num_threads(threads)  # for what is measured next of this row
-    first, second = f"{base}, {base_threads} threads", f"{name}, {threads} threads"
     row = {"against": base, "against_threads": base_threads, "threads": threads}
     return row | paired_ratio(seconds, first, second), float(np.median(seconds[second]))
 

@@ -242,21 +242,21 @@ class RangeRun:
         lrs, evidence = control, None
         if not self.one_lr:
             landscape = Landscape(race.standings, self.tested, race.start)
-            lrs = drawn_to_one(
+            drawn = drawn_to_one(
                 lowered(landscape.best(steps, seed=self.seed), back_off),
                 control,
                 back_off,
                 is_proportional=self.is_proportional,
             )
-            raced = lowered(lrs, -back_off)
+            raced = lowered(drawn, -back_off)
             if holds(self.engine, raced | self.held, race):
+                lrs = drawn
                 # Both as the race tells them: of what comes later it shows nothing.
                 single = line_landscape.best(steps, seed=self.seed)
                 share, error = landscape.advantage(raced, single, steps)
                 drop = race.start - race.best[0].score
                 evidence = Evidence(share * drop, error * drop, share, round(steps))
             else:
-                lrs = control
                 # Nothing is suggested on the word of the landscape alone.
                 self.messages.append(
                     "Trained with the LRs that the race suggested for each group, the loss fell "

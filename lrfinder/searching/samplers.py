@@ -10,7 +10,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
-STARTUP = 4  # completed trials from which on others are judged by them
+STARTUP = 4  # completed trials after which others are judged, or proposed, by them
 
 
 def make_sampler(
@@ -41,7 +41,7 @@ def make_sampler(
             n_startup_trials=startup,
             seed=seed,
         )
-    # It learns from completed trials alone, and where others are pruned ten of them are rare.
+    # A Gaussian process learns from completed trials alone, and where others are pruned ten of them are rare.
     known = {"GPSampler": {"n_startup_trials": STARTUP}}
     made = _make(
         "sampler", sampler, optuna.samplers, BaseSampler, lambda name: {"seed": seed, **known.get(name, {})}
