@@ -7,6 +7,7 @@ run and a trial of a search each leave one, so plotting, tracking and comparing 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -62,6 +63,7 @@ class Trace:
         self._pending: list[Tensor] = []
         self._metrics: dict[str, tuple[list[int], list[float]]] = {}
         self._diverged_at: int | None = None
+        self._times: list[int] | None = None
 
     # -- writing
     # ------------------------------------------------------------------------------------------------
@@ -89,6 +91,13 @@ class Trace:
             if self._pending:
                 self._settle()
             self._add_loss(loss.item() if isinstance(loss, Tensor) else float(loss))
+        if self._times is not None:
+            self._times.append(time.time_ns())
+
+    def keep_times(self) -> list[int]:
+        """When each row from now on is appended, after all else of it: nanoseconds since 1970, in a list that grows."""
+        self._times = []
+        return self._times
 
     def add_metric(self, name: str, step: int, value: float) -> None:
         """Add a value that is measured now and then, as `val/loss`, at an optimizer step."""
@@ -133,6 +142,16 @@ class Trace:
         """The losses that are on the CPU already, a prefix of `losses`: costs no wait. Not to be changed."""
         return self._losses
 
+    def settled_rows(
+        self, start: int, stop: int
+    ) -> tuple[list[float], list[tuple[float | Tensor, ...]]]:
+        """Losses and LRs of steps from `start` to before `stop`, as far as losses are on the CPU: costs no wait.
+
+        Another thread than the one that appends may call it.
+        """
+        losses = self._losses[start:stop]
+        return losses, self._lr_rows[start : start + len(losses)]
+
     @property
     def diverged_at(self) -> int | None:
         """The first step whose loss was not finite, or None."""
@@ -153,9 +172,11 @@ class Trace:
     @property
     def lrs(self) -> dict[str, NDArray[np.float64]]:
         """LR that each group's update used, shape (steps,) each."""
-        table = np.array([[float(lr) for lr in row] for row in self._lr_rows], dtype=np.float64)
-        table = table.reshape(len(self), len(self.group_names))
-        return {name: table[:, i].copy() for i, name in enumerate(self.group_names)}
+        columns = [[*map(float, column)] for column in zip(*self._lr_rows, strict=True)]
+        if not columns:
+            columns = [[] for _ in self.group_names]
+        pairs = zip(self.group_names, columns, strict=True)
+        return {name: np.array(column, dtype=np.float64) for name, column in pairs}
 
     @property
     def metrics(self) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from lrfinder.delivering.spools import RECORDING, SENDING, find_spools
 INTERVAL = 1.0  # seconds between two passes; fewer, larger batches cost less
 LINGER = 600.0  # seconds for which a store that is away is waited for, after the training
 LOG = "following.log"
+RUN, ALL = b"r", b"a"  # what it may be woken for: to make runs, or to deliver all
 
 # Its own settings of MLflow, whose defaults wait up to 247 s for a server that is down. A pass that
 # fails is repeated.
@@ -31,21 +33,32 @@ _ENVIRONMENT = {
 
 
 def start_following(session: Path) -> subprocess.Popen[bytes]:
-    """Start the process that follows a session.
+    """Start the process that follows a session; a line to its standard input wakes it.
 
     Raises:
         OSError: If this Python cannot start another.
     """
     with (session / LOG).open("wb") as log:
-        return start_python(
+        process = start_python(
             "lrfinder.delivering.following:follow",
             [str(session)],
             fake=["lrfinder"],
             environment=_ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
+            bufsize=0,
         )
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)  # nobody waits for who is to be woken
+    return process
+
+
+def wake(follower: subprocess.Popen[bytes], what: bytes) -> None:
+    """Have a process that follows do something now: `RUN` or `ALL`. It is not waited for."""
+    assert follower.stdin is not None
+    with contextlib.suppress(OSError):  # it has ended, or has much to read: it does all anyway
+        follower.stdin.write(what)
 
 
 def follow(session: str) -> None:
@@ -54,11 +67,16 @@ def follow(session: str) -> None:
         os.nice(19)  # the training comes first
     folder = Path(session)
     courier = Courier(folder)
+    calls = _Calls()
     given_up = None
+
+    def may_end() -> bool:
+        return not is_recording(folder)
+
     while folder.is_dir():
         began = time.monotonic()
         with contextlib.suppress(BusyError):
-            courier.deliver(may_end=lambda: not is_recording(folder))
+            courier.deliver(may_end=may_end)
         if not is_recording(folder):
             if not find_spools(folder):
                 remove_session(folder)
@@ -66,7 +84,29 @@ def follow(session: str) -> None:
             given_up = given_up or time.monotonic() + LINGER
             if time.monotonic() > given_up:
                 return  # `lrfinder sync` delivers it
-        time.sleep(max(0.0, INTERVAL - (time.monotonic() - began)))
+        until = began + INTERVAL
+        while calls.wait(until - time.monotonic()) == RUN:
+            with contextlib.suppress(BusyError):
+                courier.make_runs(may_end=may_end)
+
+
+class _Calls:
+    """What the training says, by lines on standard input: `RUN` or `ALL`."""
+
+    def __init__(self) -> None:
+        self._is_open = True
+
+    def wait(self, seconds: float) -> bytes:
+        """What is to be done first: after this time all is, whatever was said."""
+        seconds = max(0.0, seconds)
+        if not self._is_open:
+            time.sleep(seconds)
+            return ALL
+        if not select.select([0], [], [], seconds)[0]:
+            return ALL
+        said = os.read(0, 4096)
+        self._is_open = bool(said)  # else the training has ended
+        return RUN if said and ALL not in said else ALL
 
 
 def remove_session(session: Path) -> None:

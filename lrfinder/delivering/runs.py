@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lrfinder.delivering.spools import Header, Spool
@@ -13,6 +14,9 @@ from lrfinder.delivering.stores import RecordError, StoreAwayError, sqlite_path
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+
+CLOCKS_APART = 3600.0  # seconds; of machines that record into one store
 
 
 def default_experiment() -> tuple[str | None, str | None]:
@@ -88,8 +92,13 @@ def adoption_tags(
     return tags
 
 
-def ensure_run(spool: Spool, client: MlflowClient) -> str:
-    """The id of the spool's run, which is made if the store was away when its recorder was.
+def ensure_run(spool: Spool, client: MlflowClient, *, abandoned: bool) -> Header:
+    """The header of a spool whose run is there; it is made where it is not.
+
+    Args:
+        spool: Of the run.
+        client: Of its store.
+        abandoned: Whether the process that recorded it is no more: others may have made its run.
 
     Raises:
         RecordError: If its parent's run is still to be made.
@@ -98,13 +107,21 @@ def ensure_run(spool: Spool, client: MlflowClient) -> str:
     if header.run_id is None:
         if header.experiment_id is None:
             header.experiment_id = experiment_id(client, header.experiment)
-        # An answer may have been lost on its way: the run is looked for before it is made.
-        found = run_of(client, header.experiment_id, header.key)
+        found = None
+        if header.tried:
+            found = run_of(client, header.experiment_id, header.key)
+        if found is None and abandoned and header.unique:
+            tags = {name: header.tags[name] for name in header.unique}
+            since = header.start / 1000 - CLOCKS_APART
+            found = run_with(client, header.experiment_id, tags, since=since)
         if found is None:
+            if not header.tried:
+                header.tried = True
+                spool.save_header(header)
             found = create_run(client, header).info.run_id
         header.run_id = found
         spool.save_header(header)
-    return header.run_id
+    return header
 
 
 def create_run(client: MlflowClient, header: Header) -> Run:
@@ -123,5 +140,15 @@ def create_run(client: MlflowClient, header: Header) -> Run:
 
 def run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
     """The id of the run that was made for the spool of this key."""
-    found = client.search_runs([experiment], f"tags.`lrfinder.spool` = '{key}'", max_results=1)
+    return run_with(client, experiment, {"lrfinder.spool": key})
+
+
+def run_with(
+    client: MlflowClient, experiment: str, tags: Mapping[str, str], *, since: float = 0.0
+) -> str | None:
+    """The id of a run that has all of these tags, and began after `since`, in seconds since 1970."""
+    terms = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    if since:
+        terms.append(f"attributes.start_time >= {int(since * 1000)}")
+    found = client.search_runs([experiment], " and ".join(terms), max_results=1)
     return str(found[0].info.run_id) if found else None

@@ -8,6 +8,7 @@ counted as acknowledged only after the store has answered. All else is harmless 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from lrfinder.delivering.drawing import draw_trace, is_to_be_drawn
+from lrfinder.delivering.drawing import made_of
 from lrfinder.delivering.runs import ensure_run
-from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Spool, find_spools
+from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Header, Spool, find_spools
 from lrfinder.delivering.stores import (
     RecordError,
     check_store,
@@ -95,9 +96,50 @@ class Courier:
         self.session = session
         self.tracking_uri = tracking_uri
         self._clients: dict[str, MlflowClient] = {}
+        self._made: set[Path] = set()  # spools whose runs are there
+
+    def make_run(self, spool: Spool) -> Header:
+        """The header of a spool of a process that lives; its run is there, or made now.
+
+        Raises:
+            BusyError: If somebody else is delivering.
+            Exception: Whatever the store refuses it for.
+        """
+        with sending(self.session):
+            return self._ensure_run(spool, self._client(spool), abandoned=False)
+
+    def make_runs(self, *, may_end: Callable[[], bool]) -> None:
+        """Make the runs that spools have none of yet, and send nothing else.
+
+        What goes wrong is left to `deliver`, which says it.
+
+        Args:
+            may_end: As of `deliver`.
+
+        Raises:
+            BusyError: If somebody else is delivering.
+        """
+        with sending(self.session):
+            self._make_runs(may_end)
+
+    def _make_runs(self, may_end: Callable[[], bool]) -> None:
+        for spool in find_spools(self.session):
+            if spool.path not in self._made:
+                try:
+                    self._ensure_run(spool, self._client(spool), abandoned=may_end())
+                except Exception:
+                    return  # `deliver` meets it too
+
+    def _ensure_run(self, spool: Spool, client: MlflowClient, *, abandoned: bool) -> Header:
+        header = ensure_run(spool, client, abandoned=abandoned)
+        self._made.add(spool.path)
+        return header
 
     def deliver(self, *, may_end: Callable[[], bool], wait: float = 0.0) -> dict[Path, Exception]:
         """Send what all spools hold at the moment; one that fails does not keep the others.
+
+        Runs that are still to be made come first, also between two requests: their ids are waited
+        for.
 
         Args:
             may_end: Whether a run without an end is to be ended as killed, asked before each
@@ -112,10 +154,13 @@ class Courier:
         """
         errors: dict[Path, Exception] = {}
         with sending(self.session, timeout=wait):
+            make_runs = functools.partial(self._make_runs, may_end)
+            make_runs()
             for spool in find_spools(self.session):
                 try:
-                    abandoned = may_end()
-                    _Delivery(spool, self._client(spool)).run(abandoned=abandoned)
+                    abandoned, client = may_end(), self._client(spool)
+                    header = self._ensure_run(spool, client, abandoned=abandoned)
+                    _Delivery(spool, client, header, make_runs).run(abandoned=abandoned)
                 except Exception as error:
                     errors[spool.path] = error  # whoever asked says what is missing
         return errors
@@ -130,13 +175,24 @@ class Courier:
 
 
 class _Delivery:
-    """One pass over a spool."""
+    """One pass over a spool.
 
-    def __init__(self, spool: Spool, client: MlflowClient) -> None:
+    Args:
+        spool: What is sent.
+        client: Of its store.
+        header: Of its run, which is there.
+        between: Called between two requests.
+    """
+
+    def __init__(
+        self, spool: Spool, client: MlflowClient, header: Header, between: Callable[[], None]
+    ) -> None:
+        assert header.run_id is not None
         self.spool = spool
         self.client = client
         self.state = spool.state()
-        self.run_id = ensure_run(spool, client)
+        self.run_id = header.run_id
+        self._between = between
 
     def run(self, *, abandoned: bool) -> None:
         """Send all that is there, and end the run where it has ended.
@@ -171,8 +227,9 @@ class _Delivery:
             if not batch.takes(entry):
                 self._acknowledge(batch, place)
                 batch = _Batch()
-            if "artifact" in entry:
-                self.state.waiting[entry["artifact"]] = entry["file"]
+            if "artifacts" in entry:
+                file = self.spool.file_of(entry, place)
+                self.state.waiting |= dict.fromkeys(entry["artifacts"], file)
             elif "damaged" in entry:
                 self.state.refused.append(f"{entry['damaged']} are damaged and were left out")
             elif "inputs" in entry:
@@ -189,6 +246,7 @@ class _Delivery:
         if offset != self.state.offset:
             self.state.offset = offset
             self.spool.save_state(self.state)
+        self._between()
 
     def _send(self, entities: list[Any]) -> None:
         """One request; where the store refuses a part of it, that part is found by halving."""
@@ -241,16 +299,16 @@ class _Delivery:
             path = self.spool.path / file
             parent = Path(name).parent.as_posix()
             try:
-                if is_to_be_drawn(name, path):
-                    path = draw_trace(path)
-                self.client.log_artifact(self.run_id, str(path), None if parent == "." else parent)
+                made = made_of(path, name)
+                self.client.log_artifact(self.run_id, str(made), None if parent == "." else parent)
             except Exception as error:
                 errors.append(error)
                 continue
             del self.state.waiting[name]
             self.spool.save_state(self.state)
-            for left in {path, self.spool.path / file}:
-                left.unlink(missing_ok=True)
+            made.unlink()
+            if file not in self.state.waiting.values():
+                path.unlink(missing_ok=True)
         return errors
 
 

@@ -4,7 +4,7 @@
         <number>/                  while they record, `sending.lock` by who delivers
             run.json               which run, in which store
             journal.jsonl          what was recorded, appended in groups: `<crc32> <json>` lines
-            files/<number>/<name>  artifacts
+            files/<number>/<name>  artifacts; small ones are in the journal
             acknowledged.json      up to where the store has it
 
 A spool whose run has ended and is in its store as a whole is removed.
@@ -12,8 +12,9 @@ A spool whose run has ended and is in its store as a whole is removed.
 
 from __future__ import annotations
 
-import dataclasses
+import base64
 import json
+import math
 import os
 import shutil
 import threading
@@ -22,6 +23,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import orjson
 
 Entry: TypeAlias = dict[str, Any]  # one line of a journal
 
@@ -47,8 +50,10 @@ class Header:
         experiment_id: None until it is known.
         run_name: The name that was asked for.
         tags: Of a run that is still to be made.
+        unique: Those of the tags that no other run of the experiment has; empty where none is such.
         parent_key: The key of the parent's spool, where the parent had no id yet.
         start: When the recorder was made, milliseconds since 1970.
+        tried: Whether the store was asked to make the run: it may have, and the answer was lost.
     """
 
     tracking_uri: str
@@ -58,8 +63,10 @@ class Header:
     experiment_id: str | None = None
     run_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    unique: tuple[str, ...] = ()
     parent_key: str | None = None
     start: int = 0
+    tried: bool = False
 
 
 @dataclass
@@ -114,11 +121,11 @@ class Spool:
                 f"{self.path / HEADER} must be the start of a spool in format {FORMAT}, but it is "
                 "not. Use the version of lrfinder that wrote it."
             )
-        return Header(**data)
+        return Header(**{**data, "unique": tuple(data.get("unique", ()))})
 
     def save_header(self, header: Header) -> None:
         """Replace `run.json` as a whole."""
-        self._write(HEADER, {"format": FORMAT, **dataclasses.asdict(header)})
+        self._write(HEADER, {"format": FORMAT, **vars(header)})
 
     def state(self) -> State:
         """Up to where the store has it."""
@@ -127,7 +134,7 @@ class Spool:
 
     def save_state(self, state: State) -> None:
         """Replace `acknowledged.json` as a whole."""
-        self._write(STATE, dataclasses.asdict(state))
+        self._write(STATE, vars(state))
 
     def entries(self, offset: int = 0) -> Iterator[tuple[Entry, int]]:
         """What the journal holds from a byte on, each with the byte where it ends.
@@ -143,6 +150,20 @@ class Spool:
                 start, offset = offset, offset + len(line)
                 entry = decode(line)
                 yield entry or {"damaged": f"bytes {start} to {offset} of {JOURNAL}"}, offset
+
+    def file_of(self, entry: Entry, offset: int) -> str:
+        """The file of an entry of artifacts, below the spool; made of the entry where that holds it.
+
+        Args:
+            entry: Of the journal.
+            offset: Byte where it begins.
+        """
+        if "data" not in entry:
+            return str(entry["file"])
+        path = self.path / "files" / f"at-{offset}" / Path(entry["file"]).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(base64.b64decode(entry["data"]))
+        return str(path.relative_to(self.path))
 
     def is_delivered(self) -> bool:
         """Whether the store has all that is there now; costs nothing, however much that is."""
@@ -170,8 +191,7 @@ class Spool:
                 steps = (min(steps[0], *numbers), max(steps[1], *numbers))
             for kind in names:
                 names[kind] |= dict.fromkeys(entry.get(kind, ()))
-            if "artifact" in entry:
-                artifacts[entry["artifact"]] = None
+            artifacts |= dict.fromkeys(entry.get("artifacts", ()))
             if "end" in entry:
                 end = f"its end ({entry['end']})"
         parts = [f"{metrics} metrics (steps {steps[0]} to {steps[1]})"] if metrics else []
@@ -189,14 +209,14 @@ class Spool:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            data: dict[str, Any] = json.loads((self.path / name).read_text())
+            data: dict[str, Any] = orjson.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
         return data
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         part = self.path / f"{name}.part"
-        part.write_text(json.dumps(data))
+        part.write_bytes(orjson.dumps(data))
         os.replace(part, self.path / name)
 
 
@@ -250,8 +270,11 @@ class Journal:
 
 
 def encode(entry: Entry) -> bytes:
-    """A line: the CRC-32 of the JSON, the JSON."""
-    body = json.dumps(entry, separators=(",", ":")).encode()
+    """A line: the CRC-32 of the JSON, the JSON; a NaN among its rows is null there."""
+    try:
+        body = orjson.dumps(entry)
+    except TypeError:  # half a character, as of a file's name
+        body = json.dumps(entry, separators=(",", ":")).encode()
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
@@ -265,7 +288,12 @@ def decode(line: bytes) -> Entry | None:
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    entry: Entry = json.loads(body)
+    try:
+        entry: Entry = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        entry = json.loads(body)
+    if b"null" in body and "rows" in entry:
+        entry["rows"] = [[math.nan if v is None else v for v in row] for row in entry["rows"]]
     return entry
 
 

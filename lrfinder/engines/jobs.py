@@ -64,7 +64,7 @@ class Job:
         except StopIteration:
             self.request = None
 
-    def to_its_end(self, after_step: Callable[[], None]) -> None:
+    def to_its_end(self, after_step: Callable[[], None] | None) -> None:
         """Take the steps that are left, alone, as `take_alone` does, which costs the least.
 
         What a step raises is raised in the training, which may take it for its end: it has failed.
@@ -72,12 +72,14 @@ class Job:
 
         def answer(request: Request) -> Any:
             answered = self.replica.answer(request)
-            if not isinstance(request, Evaluation):
+            if after_step is not None and not isinstance(request, Evaluation):
                 after_step()
             return answered
 
         try:
-            take_alone(self.steps, answer, self.request)
+            take_alone(
+                self.steps, self.replica.answer if after_step is None else answer, self.request
+            )
         finally:
             self.request = None
 

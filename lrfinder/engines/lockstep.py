@@ -54,7 +54,7 @@ class Lockstep:
         *,
         num_steps: int | None = None,
         on_end: Callable[[Job], None],
-        after_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         """Take jobs to their end.
 
@@ -95,7 +95,8 @@ class Lockstep:
                 else:
                     answers = self._step(active, held)
                     asking = list(active)  # of whom some may be held now
-                    after_step()
+                    if after_step is not None:
+                        after_step()
                 for job, answer in zip(asking, answers, strict=True):
                     if not job.is_quiet or isinstance(answer, Raised):
                         self._enter(job)

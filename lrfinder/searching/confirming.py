@@ -194,7 +194,7 @@ class Confirmation:
 
     def _child(self, trial: FrozenTrial, seed: int) -> AbstractContextManager[StepRecorder]:
         assert self.recorder is not None
-        tags = {"lrfinder.confirms_trial": trial.number, "lrfinder.seed": seed}
+        tags: dict[str, Any] = {"lrfinder.confirms_trial": trial.number, "lrfinder.seed": seed}
         return self.recorder.child(f"trial {trial.number} seed {seed}", wait=False, **tags)
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from lrfinder.delivering.runs import CLOCKS_APART
 from lrfinder.searching.confirming import best_trials
 
 if TYPE_CHECKING:
     from lrfinder.tracking.recorders import Recorder
 
-CLOCKS_APART = 3600.0  # seconds; of machines that share a study
 TOP = 10  # trials that the pages of MLflow are linked for
 
 
@@ -29,6 +29,7 @@ class Records:
     def __init__(self, recorder: Recorder | None, metrics: Sequence[str]) -> None:
         self.recorder = recorder
         self.metrics = metrics
+        self._unlinked: dict[int, Recorder] = {}  # of trials that do not know their runs yet
 
     @contextmanager
     def of(self, trial: optuna.Trial) -> Iterator[Recorder | None]:
@@ -36,12 +37,27 @@ class Records:
         if self.recorder is None:
             yield None
             return
+        tags = _tags(trial.study, trial.number)
         with self.recorder.child(
-            f"trial {trial.number}", wait=False, **_tags(trial.study, trial.number)
+            f"trial {trial.number}", wait=False, unique=True, **tags
         ) as recorder:
-            trial.set_user_attr("mlflow_run_id", recorder.run_id)
+            self._unlinked[trial.number] = recorder
             recorder.log_params({f"trial/{name}": value for name, value in trial.params.items()})
-            yield recorder
+            try:
+                yield recorder
+            finally:
+                self._link(trial, recorder.run_id)
+
+    def link_soon(self, trial: optuna.Trial) -> None:
+        """Let the trial know its run, if that is made by now: the trial's worker may be lost later."""
+        if (recorder := self._unlinked.get(trial.number)) is not None:
+            run_id = recorder.known_run_id
+            if run_id is not None:
+                self._link(trial, run_id)
+
+    def _link(self, trial: optuna.Trial, run_id: str | None) -> None:
+        if self._unlinked.pop(trial.number, None) is not None:
+            trial.set_user_attr("mlflow_run_id", run_id)
 
     def of_lost(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """A trial whose worker was lost before it made the run has one too: every trial has its run."""
@@ -54,7 +70,7 @@ class Records:
             reason = "Its worker was lost while it made this run, or soon after."
             self.recorder.end_lost_run(found, reason)
         else:
-            child = self.recorder.child(f"trial {trial.number}", **tags)
+            child = self.recorder.child(f"trial {trial.number}", unique=True, **tags)
             child.set_tags({"error": "Its worker was lost before it began to train."})
             child.close("KILLED")
             found = child.run_id

@@ -193,9 +193,10 @@ class Trials:
         )
 
     def _after_epoch(self, trial: optuna.Trial, epoch: int, values: Mapping[str, float]) -> None:
-        """Have the next trial begun where this one is about to end, so that it need not wait; judge this one."""
+        """Judge a trial, and have the next one begun where it is about to end, so that it need not wait."""
         assert self._worker is not None
         assert self._budget is not None
+        self.records.link_soon(trial)
         left = self.space.num_epochs - epoch - 1
         took = time.monotonic() - self._began[trial.number]
         if left * took < AHEAD * (epoch + 1) and not self._asked and not self._must_wait:

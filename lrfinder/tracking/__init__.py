@@ -20,11 +20,12 @@ from lrfinder.delivering.runs import (
     default_experiment,
     experiment_id,
     run_of,
+    run_with,
     take_adoptable,
 )
 from lrfinder.delivering.spools import Header
 from lrfinder.delivering.stores import RecordError, StoreAwayError, open_store, store_uri
-from lrfinder.tracking.beginnings import adopt_run, make_run, new_header
+from lrfinder.tracking.beginnings import adopt_run, make_run, new_header, process_tags
 from lrfinder.tracking.contents import Contents
 from lrfinder.tracking.facts import run_facts
 from lrfinder.tracking.links import as_note, pages, ui_address
@@ -107,7 +108,8 @@ class MlflowRecorder(Contents):
         session = Session(spool)
         adopted = None if parent is not None else take_adoptable(tracking_uri)
         name, known_id = (experiment, None) if experiment is not None else default_experiment()
-        header = new_header(uri, run_name, as_texts(tags or {}), parent)
+        facts = process_tags()
+        header = new_header(uri, run_name, facts | as_texts(tags or {}), parent)
         header = dataclasses.replace(header, experiment=name, experiment_id=known_id)
         params: dict[str, str] = {}
         later: dict[str, str] = {}
@@ -123,14 +125,18 @@ class MlflowRecorder(Contents):
         except RecordError:
             session.end()
             raise
-        self._start(session, header, params)
+        self._start(session, header, params, facts)
         if later:
             self.set_tags(later)
 
-    def _start(self, session: Session, header: Header, params: Mapping[str, str]) -> None:
+    def _start(
+        self, session: Session, header: Header, params: Mapping[str, str], facts: dict[str, str]
+    ) -> None:
         super().__init__(session.open(header), params)
         self._session = session
         self._header = header
+        self._facts = facts  # tags of all runs of this process
+        self._is_asked_for = False  # whether who asks for the run's id waits for its making
         self.links: dict[str, str] = {}  # what `log_links` has found last
         self._left: list[Outbox] = []  # of children that have ended, and that this one waits for
         self._left_to: MlflowRecorder | None = None
@@ -138,7 +144,27 @@ class MlflowRecorder(Contents):
 
     @property
     def run_id(self) -> str | None:
-        """The run's id in its store; None where that was away and has not made the run yet."""
+        """The run's id in its store; None where that is away and has not made the run yet.
+
+        That of a `child` that does not wait is waited for here, as long as the store answers.
+        """
+        if self._header.run_id is None and self._is_asked_for:
+            self._is_asked_for = False
+            self._wait_for_run()
+        self._refresh()
+        return self._header.run_id
+
+    def _wait_for_run(self) -> None:
+        if not (self._session.is_here and self._outbox.spool.is_there):
+            return
+        try:
+            self._header = self._session.header(self._outbox)
+        except RecordError as error:
+            _log.warning("%s The run is recorded in %s.", error, self.spool)
+
+    @property
+    def known_run_id(self) -> str | None:
+        """As `run_id`, without waiting for it."""
         self._refresh()
         return self._header.run_id
 
@@ -178,7 +204,12 @@ class MlflowRecorder(Contents):
     # -- the run ----------------------------------------------------------------------------------
 
     def child(
-        self, run_name: str | None = None, *, wait: bool = True, **tags: Any
+        self,
+        run_name: str | None = None,
+        *,
+        wait: bool = True,
+        unique: bool = False,
+        **tags: Any,
     ) -> MlflowRecorder:
         """A recorder of a new run that belongs to this one, in the same store and experiment.
 
@@ -188,29 +219,36 @@ class MlflowRecorder(Contents):
 
         Args:
             run_name: MLflow makes one up for None.
-            wait: Whether the child's `close` waits until all of it is in the store. Else it is
-                sent meanwhile, and this recorder's `flush` and `close` wait for it: for many
-                short runs, as the trials of a search, which end every second.
+            wait: Whether this call waits until the store has made the run, and the child's `close`
+                until all of it is there. Else both are done meanwhile: whoever asks for its
+                `run_id` waits for that, and this recorder's `flush` and `close` for the rest. For
+                many short runs, as the trials of a search, which end every second.
+            unique: Whether no other run of the experiment has these tags. Where this process ends
+                before the run is made, and somebody else makes one with them, that one is taken.
             tags: Of the run.
 
         Raises:
             RecordError: If the store refuses.
         """
-        header = new_header(self.tracking_uri, run_name, as_texts(tags), self.run_id)
+        header = new_header(self.tracking_uri, run_name, self._facts | as_texts(tags), self.run_id)
         header.experiment, header.experiment_id = self._header.experiment, self.experiment_id
         if self.run_id is None:
             header.parent_key = self._header.key
-        else:
+        elif wait:
             try:
                 make_run(header, again=True)
             except StoreAwayError as away:
                 _log.warning("%s The run is recorded in %s until it does.", away, self.spool)
+        if unique:
+            header.unique = tuple(as_texts(tags))
         session = self._session
         if not session.is_open:
             session = Session(session.path.parent)
         child = MlflowRecorder.__new__(MlflowRecorder)
-        child._start(session, header, {})
-        child._left_to = None if wait else self
+        child._start(session, header, {}, self._facts)
+        if not wait:
+            child._left_to, child._is_asked_for = self, True
+            session.follow_now()
         return child
 
     def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
@@ -222,17 +260,14 @@ class MlflowRecorder(Contents):
             tags: All of them.
             since: When it began at the earliest, in seconds since 1970.
         """
-        terms = [f"tags.`{key}` = '{value}'" for key, value in as_texts(tags).items()]
-        terms.append(f"attributes.start_time >= {int(since * 1000)}")
         where = self.experiment_id
         if where is None:
             return None  # the store has not made any yet
         try:
-            found = open_store(self.tracking_uri).search_runs([where], " and ".join(terms))
+            return run_with(open_store(self.tracking_uri), where, as_texts(tags), since=since)
         except StoreAwayError as away:
             _log.warning("%s", away)
             return None
-        return str(found[0].info.run_id) if found else None
 
     def end_lost_run(self, run_id: str, reason: str) -> None:
         """End a run that nobody records any more as KILLED, if it is running: it may have no spool that would.

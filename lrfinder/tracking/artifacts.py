@@ -33,28 +33,32 @@ def json_artifact(value: Any, name: str) -> dict[str, bytes]:
     return {check_artifact_name(with_suffix(name, ".json")): text.encode()}
 
 
-def trace_artifacts(trace: Trace, name: str) -> dict[str, bytes]:
-    """A trace at full resolution, `<name>.parquet`, and its status in short, `<name>.json`."""
+def trace_file(trace: Trace) -> bytes:
+    """A trace at full resolution, as whoever delivers makes a table and a figure of it."""
     import pyarrow
-    import pyarrow.parquet
 
-    buffer = io.BytesIO()  # what `to_frame().to_parquet()` writes, in a third of the time
-    pyarrow.parquet.write_table(pyarrow.table(trace.columns()), buffer)
-    losses = trace.losses
-    summary = {
+    buffer = pyarrow.BufferOutputStream()
+    table = pyarrow.table(trace.columns())
+    with pyarrow.ipc.new_stream(buffer, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(buffer.getvalue())
+
+
+def trace_summary(trace: Trace) -> dict[str, Any]:
+    """A trace in short."""
+    diverged_at = trace.diverged_at  # with it all losses are on the CPU
+    return {
         "name": trace.name,
         "groups": list(trace.group_names),
         "steps": len(trace),
         "status": trace.status,
         "message": trace.message,
-        "diverged_at": trace.diverged_at,
+        "diverged_at": diverged_at,
         "last": {
-            "train/loss": float(losses[-1]) if len(losses) else None,
+            "train/loss": trace.settled_losses[-1] if len(trace) else None,
             **{metric: trace.last(metric) for metric in trace.metrics},
         },
     }
-    parquet = {check_artifact_name(f"{name}.parquet"): buffer.getvalue()}
-    return parquet | json_artifact(summary, f"{name}.json")
 
 
 def model_artifact(model: torch.nn.Module, name: str) -> dict[str, bytes]:

@@ -22,16 +22,28 @@ if TYPE_CHECKING:
 _CLIENTS: dict[tuple[int, str], MlflowClient] = {}
 
 
-def new_header(uri: str, run_name: str | None, tags: dict[str, str], parent: str | None) -> Header:
-    """The start of a spool, with what MLflow itself says of this process."""
+def process_tags() -> dict[str, str]:
+    """What MLflow itself and `run_facts` say of this process."""
     from mlflow.tracking.context.registry import resolve_tags
 
+    return dict(resolve_tags(run_facts()))
+
+
+def new_header(uri: str, run_name: str | None, tags: dict[str, str], parent: str | None) -> Header:
+    """The start of a spool.
+
+    Args:
+        uri: Of the store.
+        run_name: Of the run; MLflow makes one up for None.
+        tags: All of them.
+        parent: The id of the run that it belongs to, if it is known.
+    """
     links = {} if parent is None else {"lrfinder.parent": parent}
     return Header(
         tracking_uri=uri,
         key=uuid.uuid4().hex,
         run_name=run_name,
-        tags=resolve_tags(run_facts() | tags | links),
+        tags=tags | links,
         start=time.time_ns() // 1_000_000,
     )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lrfinder.delivering.drawing import FIGURE, TABLE
+from lrfinder.delivering.drawing import FIGURE, RAW, TABLE
 from lrfinder.delivering.stores import RecordError
 from lrfinder.groups import group_names, lr_groups, shared_lrs
 from lrfinder.traces import Trace
@@ -21,7 +22,8 @@ from lrfinder.tracking.artifacts import (
     figure_artifact,
     json_artifact,
     model_artifact,
-    trace_artifacts,
+    trace_file,
+    trace_summary,
 )
 from lrfinder.tracking.names import (
     MAX_PARAM,
@@ -32,13 +34,14 @@ from lrfinder.tracking.names import (
     flatten,
     jsonable,
 )
-from lrfinder.tracking.outboxes import MAX_STEP, Outbox, checked_step, scalar_now
+from lrfinder.tracking.outboxes import MAX_STEP, Followed, Outbox, checked_step, scalar_now
 from lrfinder.tracking.recorders import RunStatus
 from lrfinder.tracking.watching import WATCHABLE, Watch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OnStep: TypeAlias = Callable[[int, Tensor | float], None]
 # How a run ends whose training ended so: results, and no exceptions.
 ENDINGS: dict[str, RunStatus] = {"diverged": "FAILED", "pruned": "KILLED"}
 
@@ -107,6 +110,42 @@ class Contents:
             values += [scalar_now(value) for value in metrics.values()]
         self._add_row((time.time_ns(), step, keys, *values))
 
+    @contextmanager
+    def following(
+        self, trace: Trace, optimizer: torch.optim.Optimizer
+    ) -> Iterator[Callable[[], OnStep | None]]:
+        """In here the steps of a trace are recorded as `log_step` does, but read by the thread that writes.
+
+        Args:
+            trace: Of the groups of the optimizer.
+            optimizer: As of `log_step`.
+
+        Yields:
+            A function that says now and then, as before each epoch, what is to be called with the
+            number and the loss of each step from then on; None where nothing need be.
+        """
+        followed: Followed | None = None
+
+        def hook() -> OnStep | None:
+            nonlocal followed
+            self._check_open()
+            # An accelerator's losses come to the trace late.
+            if not self._watches and optimizer.param_groups[0]["params"][0].is_cpu:
+                if followed is None:
+                    keys = self._keys(["train/loss", *[f"lr/{n}" for n in trace.group_names]])
+                    followed = self._outbox.follow(trace, keys)
+                return None
+            if followed is not None:
+                followed.end()
+                followed = None
+            return lambda step, loss: self.log_step(step, loss, optimizer)
+
+        try:
+            yield hook
+        finally:
+            if followed is not None:
+                followed.end()
+
     def _step_keys(
         self, optimizer: torch.optim.Optimizer, metrics: dict[str, Tensor | float]
     ) -> tuple[str, ...]:
@@ -117,11 +156,7 @@ class Contents:
         names = group_names(optimizer)
         # None where each param group has an LR of its own, which is quicker.
         self._owners = owners if len(names) < len(owners) else None
-        layout = (*names, "", *metrics)
-        keys = self._layouts.get(layout)
-        if keys is None:
-            found = ["train/loss", *[f"lr/{name}" for name in names], *metrics]
-            keys = self._layouts[layout] = self._keys(found)
+        keys = self._keys(["train/loss", *[f"lr/{name}" for name in names], *metrics])
         if not metrics:
             self._optimizer, self._group_count = optimizer, len(owners)
             self._keys_of_step = keys
@@ -156,16 +191,19 @@ class Contents:
 
     def log_metrics(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
         """Record values at an optimizer step, as `val/loss` at an epoch's end."""
-        keys = self._keys(list(metrics))
-        values = [scalar_now(value) for value in metrics.values()]
+        keys = self._keys([*metrics])
+        values = [v if type(v) is float else scalar_now(v) for v in metrics.values()]
         self._add_row((time.time_ns(), checked_step(step), keys, *values))
 
     def _keys(self, names: list[str]) -> tuple[str, ...]:
+        if (known := self._layouts.get(tuple(names))) is not None:
+            return known
         if len(set(names)) != len(names):
             raise ValueError(
                 f"Each metric of a step must have a name of its own, but got {names}."
             )
-        return tuple(self._names["metric"].clean(name) for name in names)
+        found = self._layouts[tuple(names)] = tuple(map(self._names["metric"].clean, names))
+        return found
 
     # -- params, tags, artifacts ------------------------------------------------------------------
 
@@ -275,12 +313,14 @@ class Contents:
         Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.json` its status
         in short, and of a trace of more than 320 steps `traces/<name>.png` is a figure of each.
         """
-        name = name or trace.name or "trace"
-        artifacts = trace_artifacts(trace, f"traces/{name}")
-        self._put_artifacts(artifacts)
-        if len(trace) > CHART_POINTS:  # drawn by who delivers: that takes a tenth of a second
-            table = f"traces/{name}{TABLE}"
-            self._outbox.put_artifact(f"traces/{name}{FIGURE}", artifacts[table], file=table)
+        place = check_artifact_name(f"traces/{name or trace.name or 'trace'}")
+        made = [TABLE, FIGURE] if len(trace) > CHART_POINTS else [TABLE]
+        self._check_open()
+        # Made by who delivers: the table takes a millisecond, and the figure a tenth of a second.
+        self._outbox.put_artifacts(
+            [place + suffix for suffix in made], trace_file(trace), place + RAW
+        )
+        self._put_artifacts(json_artifact(trace_summary(trace), f"{place}.json"))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -293,7 +333,7 @@ class Contents:
     def _put_artifacts(self, artifacts: Mapping[str, bytes]) -> None:
         self._check_open()
         for name, data in artifacts.items():
-            self._outbox.put_artifact(name, data)
+            self._outbox.put_artifacts([name], data)
 
     def _refuse(self, row: Any = None) -> None:
         raise RecordError(

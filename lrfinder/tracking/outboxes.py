@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import math
 import os
 import shutil
@@ -16,13 +18,65 @@ import torch
 from torch import Tensor
 
 from lrfinder.delivering.spools import LINE_METRICS, Entry, Journal, Spool
+from lrfinder.traces import Trace
 
 MAX_STEP = 2**63
+MAX_INLINE = (
+    100_000  # bytes of an artifact that is kept in the journal: a file takes longer to make
+)
 STEP_KEYS = ("train/loss",)  # the first key of a row that is an optimizer step
 
 Row: TypeAlias = tuple[Any, ...]  # nanoseconds, step, keys, and a value for each: one object
-Artifact: TypeAlias = tuple[str, str, bytes]  # its name, that of its file in the spool, the file
-Line: TypeAlias = tuple[int, int, Sequence[str], list[Any]]  # milliseconds, step, keys, values
+Artifact: TypeAlias = tuple[
+    tuple[str, ...], str, bytes
+]  # names, that of a file in the spool, and it
+BlockRows: TypeAlias = Sequence[Sequence[Any]]  # of each milliseconds, step, and values
+Block: TypeAlias = tuple[tuple[str, ...], BlockRows]  # their keys, and the rows
+
+
+class Followed:
+    """A trace whose steps are recorded as it grows.
+
+    Args:
+        trace: Its rows from now on.
+        keys: Of `train/loss` and the LRs, in its order.
+
+    Attributes:
+        stop: Before which row it ends; None while it grows.
+    """
+
+    def __init__(self, trace: Trace, keys: tuple[str, ...]) -> None:
+        self.trace = trace
+        self.keys = keys
+        self.stop: int | None = None
+        self._start = len(trace)
+        self._times = trace.keep_times()
+        self._written = 0
+
+    def take(self) -> BlockRows:
+        """The rows that can be read and were not `written`: milliseconds, step, loss, LRs."""
+        first = self._start + self._written
+        losses, lrs = self.trace.settled_rows(first, first + self.left)
+        times = self._times[self._written : self._written + len(losses)]
+        times = [time // 1_000_000 for time in times]
+        columns = [[*map(float, column)] for column in zip(*lrs, strict=True)]
+        steps = range(first, first + len(losses))
+        return [*zip(times, steps, losses, *columns, strict=True)]
+
+    def end(self) -> None:
+        """Its rows from now on are recorded otherwise, or there are none."""
+        _ = self.trace.losses  # all of them are on the CPU now
+        self.stop = len(self.trace)
+
+    def written(self, count: int) -> None:
+        """So many more are in the spool."""
+        self._written += count
+
+    @property
+    def left(self) -> int:
+        """Rows that are not in the spool."""
+        count = len(self._times) if self.stop is None else self.stop - self._start
+        return count - self._written
 
 
 class Outbox:
@@ -44,6 +98,7 @@ class Outbox:
         self._since = time.monotonic()
         self._journal = Journal(spool)
         self._others: deque[Entry | Artifact] = deque()  # entries, artifacts
+        self._followed: list[Followed] = []
         self._nonfinite: set[str] = set()  # keys of which a tag says so already
         self._lock = threading.Lock()
 
@@ -51,9 +106,16 @@ class Outbox:
         """Params, tags, inputs, or the run's end."""
         self._others.append(entry)
 
-    def put_artifact(self, name: str, data: bytes, *, file: str | None = None) -> None:
-        """An artifact; with the name of a `file`, what it is made of by whoever delivers it."""
-        self._others.append((name, file or name, data))
+    def follow(self, trace: Trace, keys: tuple[str, ...]) -> Followed:
+        """Record a trace as it grows, until that is ended."""
+        followed = Followed(trace, keys)
+        with self._lock:
+            self._followed.append(followed)
+        return followed
+
+    def put_artifacts(self, names: Sequence[str], data: bytes, file: str | None = None) -> None:
+        """Artifacts of one file; with its name, whoever delivers makes each of them of it."""
+        self._others.append((tuple(names), file or names[0], data))
 
     def put_file(self, path: Path, name: str) -> None:
         """A file as an artifact, as it is now: a link to it where that can be, else a copy."""
@@ -62,7 +124,12 @@ class Outbox:
             os.link(path, copy)
         except OSError:
             shutil.copy2(path, copy)
-        self.put({"artifact": name, "file": str(copy.relative_to(self.spool.path))})
+        self.put({"artifacts": [name], "file": str(copy.relative_to(self.spool.path))})
+
+    @property
+    def since_sample(self) -> float:
+        """Seconds since the last sample, or since the run began."""
+        return time.monotonic() - self._since
 
     def put_sample(self, sample: Mapping[str, float]) -> None:
         """The load of the machine, and how fast the training went since the last one; after `write`."""
@@ -83,18 +150,23 @@ class Outbox:
             OSError: If the spool cannot be written.
         """
         with self._lock:
-            rows = [(row[0] // 1_000_000, row[1], row[2], [*row[3:]]) for row in list(self.rows)]
-            self._fetch(rows)
-            self._note_nonfinite(rows)
+            rows = list(self.rows)
+            grown = [(followed, followed.take()) for followed in self._followed]
+            blocks = [*self._read(rows), *((f.keys, taken) for f, taken in grown if taken)]
+            blocks = [(keys, self._finite(keys, taken)) for keys, taken in blocks]
             others = list(self._others)
-            if not rows and not others:
+            if not blocks and not others:
                 return
-            self._journal.append([*_blocks(rows), *map(self._entry, others)])
-            self._steps += sum(row[2][:1] == STEP_KEYS for row in rows)
-            if rows:
-                self.last_step = rows[-1][1]
+            self._journal.append([*_lines(blocks), *map(self._entry, others)])
+            for keys, taken in blocks:
+                if keys[:1] == STEP_KEYS:
+                    self._steps += len(taken)
+                self.last_step = int(taken[-1][1])
             for _ in rows:
                 self.rows.popleft()
+            for followed, taken in grown:
+                followed.written(len(taken))
+            self._followed = [f for f in self._followed if f.left or f.stop is None]
             for _ in others:
                 self._others.popleft()
 
@@ -103,7 +175,12 @@ class Outbox:
         rows = list(self.rows)
         steps = [row[1] for row in rows]
         metrics = sum(len(row[2]) for row in rows)
-        parts = [f"{metrics} metrics (steps {min(steps)} to {max(steps)})"] if rows else []
+        for followed in list(self._followed):
+            if followed.left:
+                last = len(followed.trace)
+                steps += [last - followed.left, last - 1]
+                metrics += followed.left * len(followed.keys)
+        parts = [f"{metrics} metrics (steps {min(steps)} to {max(steps)})"] if steps else []
         if self._others:
             parts.append(f"{len(self._others)} other entries")
         return " and ".join(parts)
@@ -115,49 +192,49 @@ class Outbox:
     def _entry(self, item: Entry | Artifact) -> Entry:
         if isinstance(item, dict):
             return item
-        name, file, data = item
+        names, file, data = item
+        if len(data) <= MAX_INLINE:
+            return {"artifacts": names, "file": file, "data": base64.b64encode(data).decode()}
         path = self._journal.new_file(file)
         path.write_bytes(data)
-        return {"artifact": name, "file": str(path.relative_to(self.spool.path))}
+        return {"artifacts": names, "file": str(path.relative_to(self.spool.path))}
 
-    def _fetch(self, rows: list[Line]) -> None:
+    def _read(self, rows: list[Row]) -> list[Block]:
+        """Rows with numbers in the place of tensors, those of the same keys that follow each other in one block."""
+        blocks: list[tuple[tuple[str, ...], list[list[Any]]]] = []
+        for keys, group in itertools.groupby(rows, key=lambda row: row[2]):
+            blocks.append((keys, [[row[0] // 1_000_000, row[1], *row[3:]] for row in group]))
+        read = [row for _, block in blocks for row in block]
         try:
-            _fetch(rows)
+            _fetch(read)
         except Exception as error:
             # A device that failed ends the training soon; what was read before is still recorded.
             self.unreadable = error
-            for _, _, _, values in rows:
-                values[:] = [math.nan if isinstance(v, Tensor) else v for v in values]
+            for row in read:
+                row[:] = [math.nan if isinstance(v, Tensor) else v for v in row]
+        return [*blocks]
 
-    def _note_nonfinite(self, rows: list[Line]) -> None:
+    def _finite(self, keys: Sequence[str], rows: BlockRows) -> BlockRows:
         """NaN in the place of an infinity, of which MLflow makes 1.8e308: no chart shows that."""
+        if all(map(math.isfinite, itertools.chain.from_iterable(rows))):
+            return rows
         tags: dict[str, str] = {}
-        for _, step, keys, values in rows:
-            if all(map(math.isfinite, values)):
-                continue
-            for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-                if not math.isfinite(value):
-                    if key not in self._nonfinite:
-                        self._nonfinite.add(key)
-                        tags[f"{key}.nonfinite"] = f"first at step {step}: {value}"
-                    values[i] = math.nan
+        for _, step, *values in rows:
+            for key, value in zip(keys, values, strict=True):
+                if not math.isfinite(value) and key not in self._nonfinite:
+                    self._nonfinite.add(key)
+                    tags[f"{key}.nonfinite"] = f"first at step {step}: {value}"
         if tags:
             self._others.appendleft({"tags": tags})  # before the run's end
+        return [[v if math.isfinite(v) else math.nan for v in row] for row in rows]
 
 
-def _blocks(rows: list[Line]) -> Iterator[Entry]:
-    """Rows as lines of the journal: rows of the same keys in one, as many as fit a request."""
-    start = 0
-    while start < len(rows):
-        keys = rows[start][2]
-        stop, most = start, start + max(1, LINE_METRICS // max(1, len(keys)))
-        while stop < min(most, len(rows)) and rows[stop][2] == keys:
-            stop += 1
-        block = [
-            [milliseconds, step, *values] for milliseconds, step, _, values in rows[start:stop]
-        ]
-        yield {"keys": list(keys), "rows": block}
-        start = stop
+def _lines(blocks: Sequence[Block]) -> Iterator[Entry]:
+    """Blocks as lines of the journal, of as many rows as fit a request."""
+    for keys, rows in blocks:
+        most = max(1, LINE_METRICS // max(1, len(keys)))
+        for start in range(0, len(rows), most):
+            yield {"keys": keys, "rows": rows[start : start + most]}
 
 
 def scalar_now(value: Any) -> float | Tensor:
@@ -189,18 +266,18 @@ def checked_step(step: Any) -> int:
 
 
 @torch.no_grad()
-def _fetch(rows: Sequence[Line]) -> None:
+def _fetch(rows: Sequence[list[Any]]) -> None:
     """Put a number in the place of each tensor, with one copy for each device and dtype."""
     places: dict[tuple[torch.device, torch.dtype], list[tuple[list[Any], int]]] = {}
-    for _, _, _, values in rows:
-        for i, value in enumerate(values):
+    for row in rows:
+        for i, value in enumerate(row):
             if isinstance(value, Tensor):
-                places.setdefault((value.device, value.dtype), []).append((values, i))
+                places.setdefault((value.device, value.dtype), []).append((row, i))
     for (device, _), group in places.items():
         # The values were computed on the training's stream, and this thread reads on its own: wait
         # for the device, which costs the training nothing.
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
-        block = torch.stack([values[i].reshape(()) for values, i in group]).cpu().double().tolist()
-        for (values, i), number in zip(group, block, strict=True):
-            values[i] = number
+        block = torch.stack([row[i].reshape(()) for row, i in group]).cpu().double().tolist()
+        for (row, i), number in zip(group, block, strict=True):
+            row[i] = number

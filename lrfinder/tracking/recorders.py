@@ -22,12 +22,17 @@ RunStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 class Recorder(Protocol):
     """What a record can be told; `MlflowRecorder` sends it to MLflow, `NullRecorder` drops it.
 
-    No method waits for a device or a store but `child`, `flush` and `close`.
+    No method waits for a device or a store but `child`, `flush` and `close`, and `run_id` for a
+    child that does not wait.
     """
 
     @property
     def run_id(self) -> str | None:
         """The run's id in its store."""
+
+    @property
+    def known_run_id(self) -> str | None:
+        """As `run_id`, without waiting for it."""
 
     def log_step(
         self,
@@ -90,8 +95,15 @@ class Recorder(Protocol):
     ) -> dict[str, str]:
         """The pages that compare some runs, by title; kept with this run."""
 
-    def child(self, run_name: str | None = None, *, wait: bool = True, **tags: Any) -> Recorder:
-        """A recorder of a run below this one, whose end waits for the store, or leaves that to this one."""
+    def child(
+        self,
+        run_name: str | None = None,
+        *,
+        wait: bool = True,
+        unique: bool = False,
+        **tags: Any,
+    ) -> Recorder:
+        """A recorder of a run below this one, whose making and end wait for the store, or leave that to this one."""
 
     def find_run(self, tags: Mapping[str, Any], *, since: float = 0.0) -> str | None:
         """The id of a run of this experiment that has these tags, whoever made it."""
@@ -125,6 +137,11 @@ class NullRecorder:
 
     @property
     def run_id(self) -> None:
+        """There is no run."""
+        return None
+
+    @property
+    def known_run_id(self) -> None:
         """There is no run."""
         return None
 
@@ -191,7 +208,12 @@ class NullRecorder:
         return {}
 
     def child(
-        self, run_name: str | None = None, *, wait: bool = True, **tags: Any
+        self,
+        run_name: str | None = None,
+        *,
+        wait: bool = True,
+        unique: bool = False,
+        **tags: Any,
     ) -> NullRecorder:
         """This recorder."""
         return self

@@ -18,8 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 
-from lrfinder.delivering.following import remove_session, start_following
-from lrfinder.delivering.sending import Courier
+from lrfinder.delivering.following import ALL, RUN, remove_session, start_following, wake
+from lrfinder.delivering.sending import BusyError, Courier
 from lrfinder.delivering.spools import RECORDING, Header, Spool, find_spools
 from lrfinder.delivering.stores import RecordError, first_line, is_final, without_password
 from lrfinder.tracking.facts import SlowFacts
@@ -31,6 +31,9 @@ INTERVAL = 0.25  # seconds between two writings of the spools
 FOLLOW_AFTER = 2.0  # seconds; what is shorter is delivered at its end
 FACTS_TIMEOUT = 5.0  # seconds that the end of a run waits for what git says
 THREAD_TIMEOUT = 10.0  # seconds that the end waits for a thread that a disk keeps waiting
+SAMPLE_AFTER = 1.0  # seconds of a run that the load of the machine is measured of
+RUN_TIMEOUT = 10.0  # seconds that whoever asks for the id of a run waits for its making
+RUN_POLL = 0.005  # seconds between two looks whether somebody else has made it
 PATIENCE = 60.0  # seconds without an answer after which a flush without a timeout gives up
 
 _log = logging.getLogger("lrfinder")
@@ -68,7 +71,10 @@ class Session:
     # -- spools -----------------------------------------------------------------------------------
 
     def open(self, header: Header) -> Outbox:
-        """An outbox with a new spool, written from now on until `close`."""
+        """An outbox with a new spool, written from now on until `close`.
+
+        Where the header has no run yet, whoever delivers makes it.
+        """
         with self._changed:
             self._number += 1
             try:
@@ -83,6 +89,38 @@ class Session:
                 )
                 self._thread.start()
         return outbox
+
+    def follow_now(self) -> None:
+        """Have the runs of new spools made by the process that follows, which is started if it was not."""
+        self._follow_soon()
+        if self._follower is not None:
+            wake(self._follower, RUN)
+
+    def _follow_soon(self) -> None:
+        if self._follow_at < math.inf:
+            self._follow_at = 0.0
+
+    def header(self, outbox: Outbox) -> Header:
+        """The header of an outbox, with its run, which is made here where nobody else is at it.
+
+        Raises:
+            RecordError: If the store refuses it, or does not answer.
+        """
+        until = time.monotonic() + RUN_TIMEOUT
+        while (header := outbox.spool.header()).run_id is None:
+            try:
+                return self._courier.make_run(outbox.spool)
+            except BusyError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(RUN_POLL)
+            except RecordError:
+                raise
+            except Exception as error:
+                raise RecordError(
+                    f"The store must make a run, but it answered: {error}"
+                ) from error
+        return header
 
     @property
     def is_here(self) -> bool:
@@ -99,7 +137,8 @@ class Session:
         if outbox in self._untold:
             self._tell_facts(timeout=FACTS_TIMEOUT)
         self._write(outbox)
-        if self._monitor is not None:  # else it was too short to say anything
+        # Of a shorter time it would say nothing.
+        if self._monitor is not None and outbox.since_sample >= SAMPLE_AFTER:
             self._sample([outbox])
 
     def close(self, outbox: Outbox) -> None:
@@ -117,8 +156,9 @@ class Session:
         with self._changed:
             self._outboxes.remove(outbox)
             outbox.close()
-            if self._follow_at < math.inf:
-                self._follow_at = 0.0  # a process that is killed leaves nobody else to deliver it
+            self._follow_soon()  # a process that is killed leaves nobody else to deliver it
+        if self._follower is not None:
+            wake(self._follower, ALL)
 
     def end(self) -> None:
         """Stop writing, and leave what is not delivered to whoever delivers it later."""
@@ -126,6 +166,9 @@ class Session:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(THREAD_TIMEOUT)  # it may be starting who follows
         self._lock.release()
+        if self._follower is not None:
+            assert self._follower.stdin is not None
+            self._follower.stdin.close()
         if find_spools(self.path):
             # The process that follows goes on, and waits for the store. It is nobody's to wait for.
             if self._follower is not None:
@@ -264,7 +307,7 @@ class _Delivering(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.errors = self._courier.deliver(may_end=lambda: False)
+            self.errors = self._courier.deliver(may_end=lambda: False, wait=PATIENCE)
         except Exception as error:
             self.failure = error  # a thread has nobody to raise to: `flush` raises it
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from lrfinder.tasks import Loader, seed_everything
 from lrfinder.traces import Status, Trace
 from lrfinder.training.runs import Run
 
+RecordStep = Callable[[int, Tensor | float], None]
 OnEpoch = Callable[[int, Mapping[str, float], Trace], None]
 
 
@@ -40,6 +42,16 @@ class StepRecorder(Protocol):
         profile: Mapping[str, Any] | None = ...,
         context: str = ...,
     ) -> None: ...
+
+
+@runtime_checkable
+class TraceRecorder(Protocol):
+    """A recorder that reads the steps of a training from its trace, so that no call is made for each."""
+
+    def following(
+        self, trace: Trace, optimizer: torch.optim.Optimizer
+    ) -> AbstractContextManager[Callable[[], RecordStep | None]]:
+        """As `lrfinder.MlflowRecorder.following`."""
 
 
 class StopTraining(Exception):  # noqa: N818 - a request, as StopIteration is one, and no error
@@ -122,7 +134,8 @@ class Training:
         recorder = self.recorder
         self._begin()
         try:
-            yield from self._epochs()
+            with self._recorded() as hook:
+                yield from self._epochs(hook)
             if self.trace.status == "running":
                 self.trace.set_status("completed")
         except StopTraining as stop:
@@ -156,13 +169,22 @@ class Training:
             if resumed:
                 recorder.set_tags({"lrfinder.resumed_at_step": len(run.trace)})
 
-    def _epochs(self) -> Steps:
+    def _recorded(self) -> AbstractContextManager[Callable[[], RecordStep | None]]:
+        """In here each step is recorded; it gives what says before each epoch what is called for that."""
+        recorder, optimizer = self.recorder, self.replica.optimizer
+        if recorder is None:
+            return nullcontext(lambda: None)
+        if isinstance(recorder, TraceRecorder):
+            return recorder.following(self.trace, optimizer)
+        return nullcontext(lambda: lambda step, loss: recorder.log_step(step, loss, optimizer))
+
+    def _epochs(self, hook: Callable[[], RecordStep | None]) -> Steps:
         run, monitor, patience = self.run, self.monitor, self.patience
-        after_step = _after_step(run, self.recorder, self.on_step)
         while run.epoch < self.num_epochs:
             if patience is not None and run.epochs_without_best >= patience:
                 raise StopTraining(f"{monitor} was not better for {patience} epochs.")
             lrs = run.epoch_lrs()
+            after_step = _both(hook(), self.on_step)
             yield from _epoch(run, after_step, self.checkpoint_every)
             if run.trace.status != "running":
                 return
@@ -200,20 +222,14 @@ def _epoch(run: Run, after_step: OnStep | None, checkpoint_every: int | None) ->
         raise ValueError("The loader must give at least one batch, but it is empty.")
 
 
-def _after_step(run: Run, recorder: StepRecorder | None, on_step: OnStep | None) -> OnStep | None:
+def _both(record: RecordStep | None, on_step: OnStep | None) -> OnStep | None:
     """What happens after each step, as one function; None where nothing does."""
-    actions: list[OnStep] = []
-    if recorder is not None:
-        log_step, optimizer = recorder.log_step, run.replica.optimizer
-        actions.append(lambda step, loss: log_step(step, loss, optimizer))
-    if on_step is not None:
-        actions.append(on_step)
-    if not actions:
-        return None
+    if record is None or on_step is None:
+        return record or on_step
 
     def after_step(step: int, loss: Tensor) -> None:
-        for action in actions:
-            action(step, loss)
+        record(step, loss)
+        on_step(step, loss)
 
     return after_step
 

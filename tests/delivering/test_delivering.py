@@ -255,7 +255,7 @@ def test_a_run_that_was_made_but_whose_id_was_lost_is_found_again(
     mlflow_uri: str, tmp_path: Path
 ) -> None:
     made = MlflowClient().create_run("0", tags={"lrfinder.spool": "k"})
-    abandoned_spool(tmp_path, mlflow_uri, experiment_id="0")
+    abandoned_spool(tmp_path, mlflow_uri, experiment_id="0", tried=True)
     (synced,) = sync(tmp_path)
     assert synced.complete
     assert rows(mlflow_uri, made.info.run_id) == list(range(50))
@@ -321,6 +321,8 @@ def test_who_follows_needs_neither_torch_nor_the_terminal(mlflow_uri: str, tmp_p
     process = start_following(spool.path.parent)
     assert os.getpgid(process.pid) != os.getpgid(0)
     assert process.wait(timeout=120) == 0
+    assert process.stdin is not None
+    process.stdin.close()
     assert not spool.path.parent.exists()
     assert rows(mlflow_uri, run_id) == list(range(50))
     done = start_python(

@@ -14,8 +14,13 @@ from hypothesis import strategies as st
 
 from lrfinder.delivering.spools import Header, Journal, Spool, decode, encode, find_spools
 
-values = st.floats() | st.integers(-(2**53), 2**53) | st.text()
-entries = st.dictionaries(st.text(), values | st.lists(values, max_size=5), max_size=4)
+texts = st.text(st.characters(codec=None))  # halves of characters too
+finite = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63)
+entries = st.dictionaries(
+    texts, finite | texts | st.lists(finite | texts, max_size=5), max_size=4
+) | st.fixed_dictionaries(
+    {"rows": st.lists(st.lists(finite | st.just(float("nan")), max_size=5), max_size=4)}
+)
 
 
 def make_spool(path: Path, **header: Any) -> Spool:
@@ -75,7 +80,7 @@ def test_what_is_left_in_words(tmp_path: Path) -> None:
     journal = Journal(spool)
     assert spool.left() == ""
     journal.append([*ROWS, {"params": {"p": "1"}}, {"tags": {"t": "1", "u": "2"}}])
-    journal.append([{"artifact": "x/y.txt", "file": "files/1/y.txt"}, {"end": "FAILED", "ms": 1}])
+    journal.append([{"artifacts": ["x/y.txt"], "file": "files/1/y.txt"}, {"end": "FAILED", "ms": 1}])
     assert spool.left() == (
         "6 metrics (steps 0 to 2); params p; tags t, u; artifacts x/y.txt; its end (FAILED)"
     )

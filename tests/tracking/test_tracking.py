@@ -151,8 +151,9 @@ def test_a_log_step_never_waits_for_the_store(mlflow_uri: str) -> None:
         assert len(history(MlflowClient(mlflow_uri), recorder.run_id, "lr/head")) == 2000
 
 
+@pytest.mark.parametrize("wait", [True, False])
 def test_an_interrupt_while_a_run_is_made_leaves_none_that_runs(
-    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool
 ) -> None:
     made = MlflowClient.create_run
 
@@ -162,8 +163,11 @@ def test_an_interrupt_while_a_run_is_made_leaves_none_that_runs(
 
     with MlflowRecorder(experiment="demo") as recorder:
         monkeypatch.setattr(MlflowClient, "create_run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            recorder.child("trial 0", wait=False)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            recorder.child("trial 0", wait=wait) as child,
+        ):
+            _ = child.run_id
         monkeypatch.undo()
     client = MlflowClient(mlflow_uri)
     experiment = client.get_experiment_by_name("demo").experiment_id
