@@ -19,6 +19,7 @@ from lrfinder.delivering.sending import BusyError, Courier, is_recording
 from lrfinder.delivering.spools import RECORDING, SENDING, find_spools
 
 INTERVAL = 1.0  # seconds between two passes; fewer, larger batches cost less
+SOON = 0.1  # likewise, while runs end: so that little is left to be sent when the last one does
 LINGER = 600.0  # seconds for which a store that is away is waited for, after the training
 LOG = "following.log"
 RUN, ALL = b"r", b"a"  # what it may be woken for: to make runs, or to deliver all
@@ -75,8 +76,10 @@ def follow(session: str) -> None:
 
     while folder.is_dir():
         began = time.monotonic()
+        before = find_spools(folder)
         with contextlib.suppress(BusyError):
             courier.deliver(may_end=may_end)
+        runs_end = not all(spool.is_there for spool in before)
         if not is_recording(folder):
             if not find_spools(folder):
                 remove_session(folder)
@@ -84,7 +87,7 @@ def follow(session: str) -> None:
             given_up = given_up or time.monotonic() + LINGER
             if time.monotonic() > given_up:
                 return  # `lrfinder sync` delivers it
-        until = began + INTERVAL
+        until = began + (SOON if runs_end else INTERVAL)
         while calls.wait(until - time.monotonic()) == RUN:
             with contextlib.suppress(BusyError):
                 courier.make_runs(may_end=may_end)

@@ -55,7 +55,7 @@ def sending(session: Path, *, timeout: float = 0.0) -> Iterator[None]:
         return
     lock = FileLock(session / SENDING)
     try:
-        lock.acquire(timeout=timeout, poll_interval=0.02)
+        lock.acquire(timeout=timeout, poll_interval=0.005)
     except Timeout as error:
         raise BusyError(f"Somebody else is sending {session} at the moment.") from error
     except FileNotFoundError:
@@ -123,6 +123,7 @@ class Courier:
             self._make_runs(may_end)
 
     def _make_runs(self, may_end: Callable[[], bool]) -> None:
+        # In the order of their making: that of a parent is there before its children's.
         for spool in find_spools(self.session):
             if spool.path not in self._made:
                 try:
@@ -156,7 +157,9 @@ class Courier:
         with sending(self.session, timeout=wait):
             make_runs = functools.partial(self._make_runs, may_end)
             make_runs()
-            for spool in find_spools(self.session):
+            spools = find_spools(self.session)
+            # The parent's last: it ends when its children have ended, maybe meanwhile.
+            for spool in spools[1:] + spools[:1]:
                 try:
                     abandoned, client = may_end(), self._client(spool)
                     header = self._ensure_run(spool, client, abandoned=abandoned)

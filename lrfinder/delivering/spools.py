@@ -100,7 +100,7 @@ class Spool:
         """A new spool; its folder must not be there."""
         path.mkdir(parents=True)
         spool = cls(path)
-        spool.journal_path.touch()
+        os.close(os.open(spool.journal_path, os.O_CREAT | os.O_WRONLY, 0o666))
         spool.save_header(header)
         return spool
 

@@ -45,7 +45,7 @@ class MlflowRecorder(Contents):
     """A run of MLflow: loss and LRs at every optimizer step, and whatever else it is told.
 
     Law: a row holds the time at which it was recorded. `log_step` puts it into a queue in memory; a
-    thread appends the queue to a spool on the disk four times a second; a process that follows
+    thread appends the queue to a spool on the disk twice a second; a process that follows
     sends the spool about every second, and a row leaves it when the store has acknowledged it.
     Sending one twice is harmless. So a training waits for neither disk nor store, a kill loses
     less than a second, and where the store is away the record waits in the spool: `flush` and
@@ -318,10 +318,15 @@ class MlflowRecorder(Contents):
         """
         began = time.monotonic()
         self._session.flush(self._outbox, timeout)
-        for outbox in self._left:
+        while self._left:
             rest = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            self._session.flush(outbox, rest)
-        self._left.clear()
+            self._session.flush(self._left[-1], rest)
+            self._left.pop()
+            self._forget_delivered()
+
+    def _forget_delivered(self) -> None:
+        """Children that have ended and are in the store as a whole are nobody's to wait for."""
+        self._left = [outbox for outbox in self._left if not outbox.is_delivered]
 
     def close(self, status: RunStatus | None = None, *, timeout: float | None = None) -> None:
         """End the run, and flush. Nothing can be recorded after it; closing again does nothing.
@@ -350,6 +355,7 @@ class MlflowRecorder(Contents):
         _OPEN.pop(id(self), None)
         left_to = self._left_to
         if left_to is not None and left_to._session is self._session and not left_to._closed:
+            left_to._forget_delivered()
             left_to._left.append(self._outbox)
             self._session.leave(self._outbox)
             return

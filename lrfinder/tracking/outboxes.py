@@ -127,6 +127,11 @@ class Outbox:
         self.put({"artifacts": [name], "file": str(copy.relative_to(self.spool.path))})
 
     @property
+    def is_delivered(self) -> bool:
+        """Whether its run has ended, and the store has all of it; there is nothing to be said of it either."""
+        return self.unreadable is None and not self.spool.is_there
+
+    @property
     def since_sample(self) -> float:
         """Seconds since the last sample, or since the run began."""
         return time.monotonic() - self._since

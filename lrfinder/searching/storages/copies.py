@@ -23,6 +23,7 @@ class Copies:
     def __init__(self, own: Set[int]) -> None:
         self.own = own
         self._trials: dict[int, FrozenTrial] = {}
+        self._ids: list[int] = []  # of all of them, by their numbers, when they were asked for last
         self._distributions: dict[str, BaseDistribution] = {}
 
     def take(self, seen: Iterable[FrozenTrial]) -> None:
@@ -46,7 +47,9 @@ class Copies:
         self, *, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """By their numbers, as `BaseStorage.get_all_trials` gives them."""
-        trials = sorted(self._trials.values(), key=lambda trial: trial.number)
+        if len(self._ids) < len(self._trials):
+            self._ids = sorted(self._trials, key=lambda key: self._trials[key].number)
+        trials = [self._trials[key] for key in self._ids]
         if states is not None:
             trials = [trial for trial in trials if trial.state in states]
         return copy.deepcopy(trials) if deepcopy else trials

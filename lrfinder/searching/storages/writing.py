@@ -44,6 +44,7 @@ class _Writing:
         self._study_name = study_name
         self._failure: Exception | None = None
         self._known: set[int] = set()  # ids of trials that the search knows the end of
+        self._claimed: set[int] = set()  # of those that it trains, and knows best
 
     def run(self, told: Connection) -> None:
         try:
@@ -81,6 +82,8 @@ class _Writing:
         else:
             if name in own:
                 self._say("answer", (number, found))
+            elif name == ENDS:
+                self._known.add(args[0] if args else kwargs["trial_id"])
 
     def _look(self, study_id: int) -> list[FrozenTrial]:
         """The trials that may have changed since the last look."""
@@ -93,12 +96,18 @@ class _Writing:
             if sum(map(is_counted, trials)) >= n_trials:
                 return None, new
             claimed = self._begun(study_id, trials)
+        self._claimed.add(claimed)
         return claimed, [*new, self._rest.get_trial(claimed)]
 
     def _seen(self, study_id: int) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
         """All trials, and those of them that may have changed."""
         trials = self._lasting.get_all_trials(study_id, deepcopy=False)
-        new = [trial for trial in trials if trial._trial_id not in self._known]
+        new = [
+            trial
+            for trial in trials
+            if trial._trial_id not in self._known
+            and (trial.state.is_finished() or trial._trial_id not in self._claimed)
+        ]
         self._known |= {trial._trial_id for trial in new if trial.state.is_finished()}
         return trials, new
 
