@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -98,3 +99,18 @@ def test_bad_input_is_refused() -> None:
         Trace(["a", "b"]).append([0.1], 1.0)
     with pytest.raises(ValueError, match="`status` must be one of"):
         Trace(["a"]).set_status("done")  # type: ignore[arg-type]
+
+
+def test_rows_and_their_times_can_be_read_as_they_grow() -> None:
+    trace = Trace(["body", "head"])
+    trace.append([0.1, 0.2], 5.0)
+    before = time.time_ns()
+    times = trace.keep_times()
+    for step in range(1, 4):
+        trace.append([0.1, torch.tensor(0.25)], torch.tensor(float(step)))
+        assert len(times) == step
+    assert before <= times[0] <= times[1] <= times[2] <= time.time_ns()
+    losses, lrs = trace.settled_rows(1, 3)
+    assert losses == [1.0, 2.0]
+    assert [[float(lr) for lr in row] for row in lrs] == [[0.1, 0.25]] * 2
+    assert trace.settled_rows(4, 9) == ([], [])

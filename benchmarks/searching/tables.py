@@ -53,14 +53,18 @@ def searching_overhead() -> str:
             row["study"],
             "yes" if row["recorded"] else "no",
             f"{row['milliseconds']:.1f}",
-            f"{row['end_milliseconds']:.1f}",
             f"{100 * row['share']:.1f} % [{100 * row['quartile_1']:.1f}, {100 * row['quartile_3']:.1f}]",
+            f"{100 * row['least_of_processes']:.1f} to {100 * row['most_of_processes']:.1f} %",
             f"<= {100 * row['bar']:.0f} %",
+            f"{row['end_milliseconds']:.0f}",
+            f"{100 * row['share_with_end']:.1f} %",
+            f"{row['elsewhere_milliseconds']:.0f}",
         ]
         for row in data["rows"]
     ]
-    header = ["study", "recorded in MLflow", "ms for each trial", "of these at the search's end",
-              "of a trial of 500 steps: median [quartiles]", "bar"]  # fmt: skip
+    header = ["study", "recorded in MLflow", "ms for each trial",
+              "of a trial of 500 steps: median [quartiles]", "medians of processes", "bar",
+              "ms at the search's end", "with that, of 64 trials", "CPU ms of others"]  # fmt: skip
     return rows_to_markdown(header, rows) + source(data)
 
 

@@ -147,8 +147,13 @@ def run_with(
     client: MlflowClient, experiment: str, tags: Mapping[str, str], *, since: float = 0.0
 ) -> str | None:
     """The id of a run that has all of these tags, and began after `since`, in seconds since 1970."""
-    terms = [f"tags.`{key}` = '{value}'" for key, value in tags.items()]
+    terms = [f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items()]
     if since:
         terms.append(f"attributes.start_time >= {int(since * 1000)}")
     found = client.search_runs([experiment], " and ".join(terms), max_results=1)
     return str(found[0].info.run_id) if found else None
+
+
+def _quoted(value: str) -> str:
+    """As MLflow's search reads it, which knows no escapes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"

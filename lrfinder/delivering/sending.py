@@ -90,13 +90,16 @@ class Courier:
     Args:
         session: The folder.
         tracking_uri: A store to deliver to in place of the one that the spools name.
+
+    Attributes:
+        run_ids: The runs of the spools that were looked at, by their paths.
     """
 
     def __init__(self, session: Path, *, tracking_uri: str | None = None) -> None:
         self.session = session
         self.tracking_uri = tracking_uri
         self._clients: dict[str, MlflowClient] = {}
-        self._made: set[Path] = set()  # spools whose runs are there
+        self.run_ids: dict[Path, str] = {}
 
     def make_run(self, spool: Spool) -> Header:
         """The header of a spool of a process that lives; its run is there, or made now.
@@ -125,7 +128,7 @@ class Courier:
     def _make_runs(self, may_end: Callable[[], bool]) -> None:
         # In the order of their making: that of a parent is there before its children's.
         for spool in find_spools(self.session):
-            if spool.path not in self._made:
+            if spool.path not in self.run_ids:
                 try:
                     self._ensure_run(spool, self._client(spool), abandoned=may_end())
                 except Exception:
@@ -133,7 +136,8 @@ class Courier:
 
     def _ensure_run(self, spool: Spool, client: MlflowClient, *, abandoned: bool) -> Header:
         header = ensure_run(spool, client, abandoned=abandoned)
-        self._made.add(spool.path)
+        assert header.run_id is not None
+        self.run_ids[spool.path] = header.run_id
         return header
 
     def deliver(self, *, may_end: Callable[[], bool], wait: float = 0.0) -> dict[Path, Exception]:
@@ -290,7 +294,13 @@ class _Delivery:
             tags = [InputTag("mlflow.data.context", values.pop("context"))]
             dataset = Dataset(name=name, **values)
             try:
-                self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+                try:
+                    self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+                except Exception as error:
+                    if not self._is_refusal(error):
+                        raise
+                    # Two runs that name a new data set at once: the store breaks for one of them.
+                    self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
             except Exception as error:
                 if not self._is_refusal(error):
                     raise

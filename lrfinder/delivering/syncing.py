@@ -86,7 +86,7 @@ def _sync_session(session: Path, spools: list[Spool], tracking_uri: str | None) 
         synced.append(
             Synced(
                 path=spool.path,
-                run_id=spool.header().run_id if there else header.run_id,
+                run_id=courier.run_ids.get(spool.path, header.run_id),
                 tracking_uri=tracking_uri or header.tracking_uri,
                 left=(spool.left() or ("" if recording else "its end")) if there else "",
                 reason=first_line(error_) if error_ else busy,

@@ -261,6 +261,31 @@ def test_a_run_that_was_made_but_whose_id_was_lost_is_found_again(
     assert rows(mlflow_uri, made.info.run_id) == list(range(50))
 
 
+@pytest.mark.parametrize(("unique", "is_taken"), [(("trial", "study"), True), ((), False)])
+def test_a_run_that_others_made_in_its_place_is_taken_where_there_is_one_alone(
+    mlflow_uri: str, tmp_path: Path, unique: tuple[str, ...], is_taken: bool
+) -> None:
+    client = MlflowClient()
+    tags = {"trial": "3", "study": "it's"}
+    other = client.create_run("0", tags={**tags, "trial": "4"}).info.run_id
+    made = client.create_run("0", tags=tags).info.run_id
+    abandoned_spool(
+        tmp_path,
+        mlflow_uri,
+        experiment_id="0",
+        tags=tags,
+        unique=unique,
+        start=time.time_ns() // 1_000_000,
+    )
+    (synced,) = sync(tmp_path)
+    assert synced.complete
+    assert (synced.run_id == made) == is_taken
+    assert synced.run_id != other
+    assert rows(mlflow_uri, str(synced.run_id)) == list(range(50))
+    assert client.get_run(str(synced.run_id)).info.status == "KILLED"
+    assert len(client.search_runs(["0"])) == (2 if is_taken else 3)
+
+
 def test_what_the_store_refuses_keeps_nothing_else_from_it(
     mlflow_uri: str, tmp_path: Path
 ) -> None:

@@ -80,7 +80,9 @@ def test_what_is_left_in_words(tmp_path: Path) -> None:
     journal = Journal(spool)
     assert spool.left() == ""
     journal.append([*ROWS, {"params": {"p": "1"}}, {"tags": {"t": "1", "u": "2"}}])
-    journal.append([{"artifacts": ["x/y.txt"], "file": "files/1/y.txt"}, {"end": "FAILED", "ms": 1}])
+    journal.append(
+        [{"artifacts": ["x/y.txt"], "file": "files/1/y.txt"}, {"end": "FAILED", "ms": 1}]
+    )
     assert spool.left() == (
         "6 metrics (steps 0 to 2); params p; tags t, u; artifacts x/y.txt; its end (FAILED)"
     )

@@ -20,12 +20,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from lrfinder.delivering.spools import find_spools
 from lrfinder.delivering.stores import open_store
 from lrfinder.traces import Trace
 from lrfinder.tracking import MlflowRecorder, NullRecorder, RecordError
 from lrfinder.tracking.names import Names, clean_name, flatten
+from lrfinder.training import train
 
 matplotlib.use("agg")
 
@@ -203,6 +206,133 @@ def test_a_child_that_does_not_wait_is_sent_meanwhile_and_waited_for_by_its_pare
         assert not child.spool.exists()
 
 
+def test_the_run_of_a_child_that_does_not_wait_is_made_by_who_follows(mlflow_uri: str) -> None:
+    with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
+        with recorder.child("trial 0", wait=False, number=0) as child:
+            assert child.known_run_id is None
+            deadline = time.monotonic() + 60
+            while child.known_run_id is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            child.log_metrics(0, {"a": 1.0})
+        began = time.monotonic()
+        with recorder.child("trial 1", wait=False) as quick:
+            assert quick.run_id is not None  # by who follows, or here
+        assert time.monotonic() - began < 5
+    client = MlflowClient(mlflow_uri)
+    run = client.get_run(child.run_id)
+    assert run.info.run_name == "trial 0"
+    assert run.data.tags["number"] == "0"
+    assert run.data.tags["lrfinder.parent"] == recorder.run_id
+    assert run.data.metrics["a"] == 1.0
+    assert client.get_run(quick.run_id).info.status == "FINISHED"
+
+
+def test_the_id_of_a_run_that_the_store_refuses_is_not_known_and_the_record_is_kept(
+    mlflow_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = MlflowRecorder("demo", tracking_uri=mlflow_uri)
+    MlflowClient(mlflow_uri).delete_experiment(recorder.experiment_id)
+    child = recorder.child("trial 0", wait=False)
+    assert child.run_id is None
+    assert "The store must make a run" in caplog.text
+    child.close()
+    with pytest.raises(RecordError, match="its end"):
+        recorder.close(timeout=1)
+    assert child.spool.exists()
+
+
+# -- traces ---------------------------------------------------------------------------------------
+
+
+class StepByStep(NullRecorder):
+    """An `MlflowRecorder` that is told each step."""
+
+    def __init__(self, inner: MlflowRecorder) -> None:
+        self.log_step = inner.log_step  # type: ignore[method-assign]
+        self.log_metrics = inner.log_metrics  # type: ignore[method-assign]
+        self.log_trace = inner.log_trace  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("lr", [0.1, 1e30])  # which diverges
+def test_steps_that_are_read_from_a_trace_are_those_that_are_told_one_by_one(
+    mlflow_uri: str, lr: float
+) -> None:
+    client, read = MlflowClient(mlflow_uri), {}
+    for kind in ("followed", "told"):
+        torch.manual_seed(0)
+        body, head = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+        groups: list[dict[str, Any]] = [
+            {"params": body.parameters(), "name": "body", "lr": lr},
+            {"params": head.parameters(), "name": "head", "lr": lr / 2},
+        ]
+        batches = [(torch.randn(8, 3), torch.randint(2, (8,))) for _ in range(70)]
+        with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
+            before = time.time_ns() // 1_000_000
+            train(
+                torch.nn.Sequential(body, head),
+                torch.optim.SGD(groups, lr=0.1),
+                lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]),
+                batches,
+                num_epochs=3,
+                scheduler={"name": "ExponentialLR", "gamma": 0.5, "interval": "step"},
+                val_loader=batches[:2],
+                recorder=recorder if kind == "followed" else StepByStep(recorder),
+                verbose=False,
+            )
+            after = time.time_ns() // 1_000_000
+        run = client.get_run(recorder.run_id)
+        keys = sorted(key for key in run.data.metrics if not key.startswith("system/"))
+        assert {"train/loss", "lr/body", "lr/head"} <= {*keys}
+        rows = client.get_metric_history(recorder.run_id, "train/loss")
+        assert all(before <= row.timestamp <= after for row in rows)
+        assert [row.timestamp for row in rows] == sorted(row.timestamp for row in rows)
+        tags = {key: tag for key, tag in run.data.tags.items() if key.endswith(".nonfinite")}
+        assert bool(tags) == (lr > 1)
+        read[kind] = repr(([history(client, recorder.run_id, key) for key in keys], keys, tags))
+    assert read["followed"] == read["told"]
+
+
+def test_a_trace_is_followed_until_the_optimizer_is_watched(mlflow_uri: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "name": "all"}], lr=0.1)
+    model = torch.nn.ParameterList([weight])
+    with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
+        train(
+            model,
+            optimizer,
+            lambda model, batch: model[0].square().sum(),
+            [torch.zeros(1)] * 5,
+            num_epochs=4,
+            recorder=recorder,
+            on_epoch=lambda epoch, values, trace: (
+                recorder.watch(optimizer, every=1, what=["grad_norm"]) if epoch == 1 else None
+            ),
+            verbose=False,
+        )
+    client = MlflowClient(mlflow_uri)
+    assert [s for s, _ in history(client, recorder.run_id, "train/loss")] == list(range(20))
+    assert [s for s, _ in history(client, recorder.run_id, "grad_norm/all")] == list(range(10, 20))
+
+
+def test_a_recorder_that_is_closed_during_a_training_says_so(mlflow_uri: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    recorder = MlflowRecorder("demo", tracking_uri=mlflow_uri)
+    with pytest.raises(RecordError, match="was closed"):
+        train(
+            torch.nn.ParameterList([weight]),
+            torch.optim.SGD([weight], lr=0.1),
+            lambda model, batch: model[0].square().sum(),
+            [torch.zeros(1)] * 5,
+            num_epochs=4,
+            recorder=recorder,
+            on_epoch=lambda epoch, values, trace: recorder.close(),
+            verbose=False,
+        )
+    client = MlflowClient(mlflow_uri)
+    assert [s for s, _ in history(client, recorder.run_id, "train/loss")] == list(range(5))
+
+
 def test_flush_says_what_the_store_refused_and_sends_it_when_it_is_back(mlflow_uri: str) -> None:
     client = MlflowClient(mlflow_uri)
     recorder = MlflowRecorder("demo", tracking_uri=mlflow_uri)
@@ -222,6 +352,31 @@ def test_flush_says_what_the_store_refused_and_sends_it_when_it_is_back(mlflow_u
     assert history(client, recorder.run_id, "a") == [(0, 0.0), (7, 1.0)]
     assert client.get_run(recorder.run_id).info.status == "FINISHED"
     assert not recorder.spool.exists()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_data_set_that_two_runs_name_at_once_is_sent_again(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    log_inputs, failures = MlflowClient.log_inputs, [0]
+
+    def breaks(self: MlflowClient, *args: Any, **kwargs: Any) -> None:
+        if failures[0] < times:
+            failures[0] += 1
+            raise MlflowException("UNIQUE constraint failed: datasets", error_code=BAD_REQUEST)
+        log_inputs(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_inputs", breaks)
+    recorder = MlflowRecorder("demo", tracking_uri=mlflow_uri)
+    recorder.log_dataset("digits", digest="abc")
+    if times == 1:
+        recorder.close()
+    else:
+        with pytest.raises(RecordError, match="data set digits"):
+            recorder.close(timeout=1)
+    (run,) = MlflowClient(mlflow_uri).search_runs([recorder.experiment_id])
+    names = [item.dataset.name for item in run.inputs.dataset_inputs]
+    assert names == (["digits"] if times == 1 else [])
 
 
 def test_one_run_that_fails_keeps_no_other_from_its_store(mlflow_uri: str) -> None:
@@ -378,6 +533,15 @@ def test_tags_take_their_last_value(mlflow_uri: str) -> None:
     assert run.data.tags["mlflow.user"]
     assert run.data.tags["mlflow.source.type"] == "LOCAL"
     assert "mlflow.source.name" in run.data.tags
+
+
+@pytest.mark.parametrize("size", [0, 1, 99_999, 100_001, 3_000_000])
+def test_an_artifact_of_any_size_arrives_whole(mlflow_uri: str, size: int) -> None:
+    text = ("abcdefg\n" * (size // 8 + 1))[:size]
+    with MlflowRecorder("demo", tracking_uri=mlflow_uri) as recorder:
+        recorder.log_text("first", "below/a.txt")
+        recorder.log_text(text, "below/a.txt")
+    assert artifact(MlflowClient(mlflow_uri), recorder.run_id, "below/a.txt").read_text() == text
 
 
 def test_artifacts(mlflow_uri: str, tmp_path: Path) -> None:
