@@ -28,7 +28,7 @@ def kills(
     mlflow_uri: str,
     *,
     count: int = 100,
-    n_trials: int = 320,
+    n_trials: int = 440,
     pause: float = 0.06,
 ) -> dict[str, Any]:
     """`kill -9` of one of three workers at random moments; another one is started in its place."""
