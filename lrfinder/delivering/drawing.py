@@ -6,6 +6,7 @@ Drawing takes a tenth of a second, which is much for a training that waits for i
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,11 @@ def draw_trace(table: pyarrow.Table, path: Path) -> None:
         axes.set_prop_cycle(None)
         axes.relim()
         axes.autoscale()
+
+
+def prepare_drawing() -> None:
+    """Load what drawing needs, and draw once: that takes half a second."""
+    _canvas()[0].savefig(io.BytesIO(), format="png")
 
 
 @functools.cache

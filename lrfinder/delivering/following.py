@@ -68,6 +68,7 @@ def follow(session: str) -> None:
         os.nice(19)  # the training comes first
     folder = Path(session)
     courier = Courier(folder)
+    courier.prepare()
     calls = _Calls()
     given_up = None
 

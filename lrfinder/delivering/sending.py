@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from lrfinder.delivering.drawing import made_of
+from lrfinder.delivering.drawing import made_of, prepare_drawing
 from lrfinder.delivering.runs import ensure_run
 from lrfinder.delivering.spools import RECORDING, SENDING, Entry, Header, Spool, find_spools
 from lrfinder.delivering.stores import (
     RecordError,
-    check_store,
     first_line,
-    open_store,
+    reopen_store,
 )
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def is_recording(session: Path) -> bool:
 
 
 class Courier:
-    """Delivers the spools of a session, one after the other, and keeps the stores' clients.
+    """Delivers the spools of a session, one after the other.
 
     Args:
         session: The folder.
@@ -98,8 +97,14 @@ class Courier:
     def __init__(self, session: Path, *, tracking_uri: str | None = None) -> None:
         self.session = session
         self.tracking_uri = tracking_uri
-        self._clients: dict[str, MlflowClient] = {}
         self.run_ids: dict[Path, str] = {}
+
+    def prepare(self) -> None:
+        """Load and open what takes long the first time, before anybody waits for this one to be done."""
+        with contextlib.suppress(Exception):  # `deliver` meets it too, and says it
+            for spool in find_spools(self.session):
+                self._client(spool)
+        prepare_drawing()
 
     def make_run(self, spool: Spool) -> Header:
         """The header of a spool of a process that lives; its run is there, or made now.
@@ -173,12 +178,7 @@ class Courier:
         return errors
 
     def _client(self, spool: Spool) -> MlflowClient:
-        uri = self.tracking_uri or spool.header().tracking_uri
-        if uri in self._clients:
-            check_store(uri)  # MLflow itself would wait for minutes
-        else:
-            self._clients[uri] = open_store(uri)
-        return self._clients[uri]
+        return reopen_store(self.tracking_uri or spool.header().tracking_uri)
 
 
 class _Delivery:
@@ -188,7 +188,7 @@ class _Delivery:
         spool: What is sent.
         client: Of its store.
         header: Of its run, which is there.
-        between: Called between two requests.
+        between: Called before each request that may take a while.
     """
 
     def __init__(
@@ -309,6 +309,7 @@ class _Delivery:
     def _artifacts(self) -> list[Exception]:
         errors = []
         for name, file in list(self.state.waiting.items()):
+            self._between()
             path = self.spool.path / file
             parent = Path(name).parent.as_posix()
             try:

@@ -60,6 +60,26 @@ def open_store(tracking_uri: str | None = None, *, create: bool = True) -> Mlflo
         raise _unusable(uri, error) from error
 
 
+# Of the stores that a process has opened. Opening one again would wait for whoever else opens it.
+_OPEN: dict[tuple[int, str], MlflowClient] = {}
+
+
+def reopen_store(uri: str, *, fresh: bool = False, create: bool = True) -> MlflowClient:
+    """As `open_store`; a store that this process has opened before is seen to answer, and not opened again.
+
+    Args:
+        uri: Of the store.
+        fresh: Open it all the same.
+        create: As of `open_store`, of one that was opened before.
+    """
+    key = os.getpid(), uri
+    if fresh or key not in _OPEN:
+        _OPEN[key] = open_store(uri)
+    else:
+        check_store(uri, create=create)  # MLflow itself would wait for minutes
+    return _OPEN[key]
+
+
 def store_uri(tracking_uri: str | None) -> str:
     """A store's URI that means the same in every folder; None for MLflow's own.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,15 +10,11 @@ from typing import TYPE_CHECKING
 
 from lrfinder.delivering.runs import adoption_tags, create_run, experiment_id, run_of
 from lrfinder.delivering.spools import Header
-from lrfinder.delivering.stores import RecordError, check_store, open_store
+from lrfinder.delivering.stores import RecordError, open_store, reopen_store
 from lrfinder.tracking.facts import run_facts
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
-
-# Of the stores that a process has made runs in. Opening one again would wait for whoever delivers.
-_CLIENTS: dict[tuple[int, str], MlflowClient] = {}
 
 
 def process_tags() -> dict[str, str]:
@@ -60,12 +55,7 @@ def make_run(header: Header, *, again: bool = False) -> None:
         RecordError: If it refuses.
     """
     with _refusals(f"A run must be made in the store {header.tracking_uri!r}"):
-        key = os.getpid(), header.tracking_uri
-        if again and key in _CLIENTS:
-            check_store(header.tracking_uri, create=False)
-        else:
-            _CLIENTS[key] = open_store(header.tracking_uri)
-        client = _CLIENTS[key]
+        client = reopen_store(header.tracking_uri, fresh=not again, create=False)
         header.experiment_id = header.experiment_id or experiment_id(client, header.experiment)
         try:
             _note(header, create_run(client, header))
