@@ -299,8 +299,10 @@ def decode(line: bytes) -> Entry | None:
 
 def find_spools(path: Path) -> list[Spool]:
     """The spools in a folder or below, the oldest first; one that is a spool itself stands alone."""
-    headers = [path / HEADER] if (path / HEADER).is_file() else path.glob(f"**/{HEADER}")
-    folders = [header.parent for header in headers]
+    # `os.walk`, which goes on where somebody removes a folder meanwhile.
+    folders = [Path(folder) for folder, _, files in os.walk(path) if HEADER in files]
+    if path in folders:
+        folders = [path]
     # Within a session in the order of their making, so that a parent comes before its children.
     return [Spool(folder) for folder in sorted(folders, key=lambda f: (f.parent.name, _number(f)))]
 

@@ -149,3 +149,21 @@ def test_a_spool_that_was_removed_takes_no_more(tmp_path: Path) -> None:
     os.unlink(spool.journal_path)
     with pytest.raises(FileNotFoundError, match="was removed"):
         journal.append(ROWS)
+
+
+def test_folders_that_are_removed_meanwhile_hold_no_spools(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_spools(tmp_path / "none") == []
+    kept, gone = make_spool(tmp_path / "a" / "1"), make_spool(tmp_path / "b" / "1")
+    scandir, looks = os.scandir, [0]
+
+    def removes(path: Any) -> Any:
+        looks[0] += 1
+        if looks[0] == 2:  # what holds it was listed
+            gone.remove()
+            gone.path.parent.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removes)
+    assert [spool.path for spool in find_spools(tmp_path)] == [kept.path]
