@@ -68,6 +68,21 @@ def searching_overhead() -> str:
     return rows_to_markdown(header, rows) + source(data)
 
 
+def searching_whole() -> str:
+    """What a trial takes in a whole search."""
+    data = read("searching.whole")
+    rows = [
+        [
+            row["what"],
+            f"{row['milliseconds']:.0f}",
+            f"{row['ratio']:.3f} [{row['quartile_1']:.3f}, {row['quartile_3']:.3f}]",
+        ]
+        for row in data["rows"]
+    ]
+    header = ["what", "ms of a trial", "times a training alone: median [quartiles]"]
+    return rows_to_markdown(header, rows) + source(data)
+
+
 def _variants(name: str) -> Callable[[], str]:
     def table() -> str:
         """Samplers or pruners of our search: the loss at equal steps."""
@@ -113,6 +128,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "searching": searching,
     "searching_summary": searching_summary,
     "searching_overhead": searching_overhead,
+    "searching_whole": searching_whole,
     "searching_samplers": _variants("searching_samplers"),
     "searching_pruners": _variants("searching_pruners"),
 }
