@@ -22,7 +22,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -60,13 +60,43 @@ def storages(folder: Path) -> Iterator[dict[str, str | None]]:
         }
 
 
-def measured(folder: Path, storage: str | None, record: bool, n_trials: int) -> dict[str, Any]:
-    """Seconds of a search's trials, and of the same trainings without one; of a process of its own."""
+def task_and_epochs() -> tuple[lrfinder.Task, int]:
+    """The digits' MLP, and how many epochs come to so many steps; on one thread."""
     torch.set_num_threads(1)
     task = lrfinder.load_task("digits")
     batches = lrfinder.planned_steps(task.start(0, device="cpu"), 1, task.options)
     assert batches is not None
-    num_epochs = round(STEPS / batches)
+    return task, round(STEPS / batches)
+
+
+def search(
+    folder: Path,
+    n_trials: int,
+    on_trial: Callable[[optuna.Study, FrozenTrial], None],
+    *,
+    record: bool,
+    storage: str | None = None,
+) -> optuna.Study:
+    """Search one trial after the other, none of which diverges or is pruned; until all is recorded."""
+    task, num_epochs = task_and_epochs()
+    with contextlib.ExitStack() as stack:
+        recorder = None
+        if record:
+            uri = f"sqlite:///{folder / 'mlflow.db'}"
+            recorder = stack.enter_context(
+                lrfinder.MlflowRecorder("overhead", tracking_uri=uri, spool=folder / "spool")
+            )
+        study = lrfinder.search(
+            task, n_trials, warm_start=False, hparams=chosen, num_epochs=num_epochs,
+            pruner="NopPruner", engine="stepping", device="cpu", confirm=0, storage=storage,
+            study_name=folder.name, recorder=recorder, on_trial=on_trial,
+        )  # fmt: skip
+    return study
+
+
+def measured(folder: Path, storage: str | None, record: bool, n_trials: int) -> dict[str, Any]:
+    """Seconds of a search's trials, and of the same trainings without one; of a process of its own."""
+    task, num_epochs = task_and_epochs()
     searched: list[float] = []
     bare: list[float] = []
     since = 0.0
@@ -85,18 +115,7 @@ def measured(folder: Path, storage: str | None, record: bool, n_trials: int) -> 
             bare.append(trained - ended)
         since = time.perf_counter()
 
-    with contextlib.ExitStack() as stack:
-        recorder = None
-        if record:
-            uri = f"sqlite:///{folder / 'mlflow.db'}"
-            recorder = stack.enter_context(
-                lrfinder.MlflowRecorder("overhead", tracking_uri=uri, spool=folder / "spool")
-            )
-        study = lrfinder.search(
-            task, n_trials + 1, warm_start=False, hparams=chosen, num_epochs=num_epochs,
-            pruner="NopPruner", engine="stepping", device="cpu", confirm=0, storage=storage,
-            study_name=folder.name, recorder=recorder, on_trial=on_trial,
-        )  # fmt: skip
+    study = search(folder, n_trials + 1, on_trial, record=record, storage=storage)
     end = time.perf_counter() - since
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)
     assert len(bare) == n_trials - 1
@@ -108,16 +127,13 @@ def measured(folder: Path, storage: str | None, record: bool, n_trials: int) -> 
 
 def summary(found: list[dict[str, Any]], n_trials: int) -> dict[str, Any]:
     """What trials take more than trainings, over all processes."""
-    pairs = [
-        (a - b) / b for one in found for a, b in zip(one["searched"], one["bare"], strict=True)
+    shares = [
+        [(a - b) / b for a, b in zip(one["searched"], one["bare"], strict=True)] for one in found
     ]
     base = statistics.median(b for one in found for b in one["bare"])
-    low, share, high = statistics.quantiles(pairs, n=4)
+    low, share, high = statistics.quantiles(itertools.chain.from_iterable(shares), n=4)
     end = statistics.median(one["end"] for one in found)
-    each = [
-        statistics.median((a - b) / b for a, b in zip(one["searched"], one["bare"], strict=True))
-        for one in found
-    ]
+    each = [statistics.median(one) for one in shares]
     return {
         "share": share, "milliseconds": 1e3 * share * base, "quartile_1": low, "quartile_3": high,
         "least_of_processes": min(each), "most_of_processes": max(each),

@@ -10,7 +10,6 @@ only the trainings that they belong to, where they do. Five minutes on a quiet m
 from __future__ import annotations
 
 import argparse
-import contextlib
 import statistics
 import tempfile
 import time
@@ -19,11 +18,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import lrfinder
 from benchmarks.results_file import write_result
-from benchmarks.searching.overhead import STEPS, chosen
+from benchmarks.searching.overhead import search, task_and_epochs
 
 KINDS = ("training", "search", "search, recorded")
 BEFORE, TRIALS = 12, 24  # those that are not measured, in which the other processes start
@@ -31,33 +28,23 @@ BEFORE, TRIALS = 12, 24  # those that are not measured, in which the other proce
 
 def seconds(folder: Path, kind: str) -> float:
     """Mean of the trials; of a process of its own."""
-    torch.set_num_threads(1)
-    task = lrfinder.load_task("digits")
-    batches = lrfinder.planned_steps(task.start(0, device="cpu"), 1, task.options)
-    assert batches is not None
-    num_epochs = round(STEPS / batches)
     ended: list[float] = []
     if kind == "training":
+        task, num_epochs = task_and_epochs()
+        lrs = {"body": 3e-3, "head": 3e-3}
         schedule = {"name": "StepLR", "gamma": 0.5, "step_size": 5}
         for _ in range(BEFORE + TRIALS):
-            lrs = {"body": 3e-3, "head": 3e-3}
             lrfinder.train_task(
                 task, lrs=lrs, schedule=schedule, num_epochs=num_epochs, device="cpu"
             )
             ended.append(time.perf_counter())
     else:
-        with contextlib.ExitStack() as stack:
-            recorder = None
-            if kind == "search, recorded":
-                uri = f"sqlite:///{folder / 'mlflow.db'}"
-                recorder = stack.enter_context(
-                    lrfinder.MlflowRecorder("whole", tracking_uri=uri, spool=folder / "spool")
-                )
-            study = lrfinder.search(
-                task, BEFORE + TRIALS, warm_start=False, hparams=chosen, num_epochs=num_epochs,
-                pruner="NopPruner", engine="stepping", device="cpu", confirm=0, recorder=recorder,
-                on_trial=lambda study, trial: ended.append(time.perf_counter()),
-            )  # fmt: skip
+        study = search(
+            folder,
+            BEFORE + TRIALS,
+            lambda study, trial: ended.append(time.perf_counter()),
+            record=kind == "search, recorded",
+        )
         assert all(trial.state.name == "COMPLETE" for trial in study.trials)
     return (ended[-1] - ended[BEFORE - 1]) / TRIALS
 

@@ -34,7 +34,7 @@ _ENVIRONMENT = {
 
 
 def start_following(session: Path) -> subprocess.Popen[bytes]:
-    """Start the process that follows a session; a line to its standard input wakes it.
+    """Start the process that follows a session; a byte on its standard input wakes it.
 
     Raises:
         OSError: If this Python cannot start another.
@@ -95,7 +95,7 @@ def follow(session: str) -> None:
 
 
 class _Calls:
-    """What the training says, by lines on standard input: `RUN` or `ALL`."""
+    """What the training says, by bytes on standard input: `RUN` or `ALL`."""
 
     def __init__(self) -> None:
         self._is_open = True

@@ -164,8 +164,8 @@ class Courier:
         """
         errors: dict[Path, Exception] = {}
         with sending(self.session, timeout=wait):
+            self._make_runs(may_end)
             make_runs = functools.partial(self._make_runs, may_end)
-            make_runs()
             spools = find_spools(self.session)
             # The parent's last: it ends when its children have ended, maybe meanwhile.
             for spool in spools[1:] + spools[:1]:
@@ -293,18 +293,16 @@ class _Delivery:
         for name, values in inputs.items():
             tags = [InputTag("mlflow.data.context", values.pop("context"))]
             dataset = Dataset(name=name, **values)
-            try:
+            # Twice: where two runs name a new data set at once, the store breaks for one of them.
+            for is_last in (False, True):
                 try:
                     self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+                    break
                 except Exception as error:
                     if not self._is_refusal(error):
                         raise
-                    # Two runs that name a new data set at once: the store breaks for one of them.
-                    self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
-            except Exception as error:
-                if not self._is_refusal(error):
-                    raise
-                self.state.refused.append(f"data set {name} ({first_line(error)})")
+                    if is_last:
+                        self.state.refused.append(f"data set {name} ({first_line(error)})")
 
     def _artifacts(self) -> list[Exception]:
         errors = []

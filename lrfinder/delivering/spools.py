@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -100,7 +100,7 @@ class Spool:
         """A new spool; its folder must not be there."""
         path.mkdir(parents=True)
         spool = cls(path)
-        os.close(os.open(spool.journal_path, os.O_CREAT | os.O_WRONLY, 0o666))
+        spool.journal_path.touch()
         spool.save_header(header)
         return spool
 
@@ -209,14 +209,13 @@ class Spool:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            data: dict[str, Any] = orjson.loads((self.path / name).read_bytes())
+            return _loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return None
-        return data
 
     def _write(self, name: str, data: dict[str, Any]) -> None:
         part = self.path / f"{name}.part"
-        part.write_bytes(orjson.dumps(data))
+        part.write_bytes(_dumps(data))
         os.replace(part, self.path / name)
 
 
@@ -271,10 +270,7 @@ class Journal:
 
 def encode(entry: Entry) -> bytes:
     """A line: the CRC-32 of the JSON, the JSON; a NaN among its rows is null there."""
-    try:
-        body = orjson.dumps(entry)
-    except TypeError:  # half a character, as of a file's name
-        body = json.dumps(entry, separators=(",", ":")).encode()
+    body = _dumps(entry)
     return b"%08x %b\n" % (zlib.crc32(body), body)
 
 
@@ -288,21 +284,33 @@ def decode(line: bytes) -> Entry | None:
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    try:
-        entry: Entry = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        entry = json.loads(body)
+    entry = _loads(body)
     if b"null" in body and "rows" in entry:
         entry["rows"] = [[math.nan if v is None else v for v in row] for row in entry["rows"]]
     return entry
 
 
+def _dumps(data: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(data)
+    except TypeError:  # half a character, as of a file's name
+        return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _loads(text: bytes) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        data = json.loads(text)
+    return data
+
+
 def find_spools(path: Path) -> list[Spool]:
     """The spools in a folder or below, the oldest first; one that is a spool itself stands alone."""
+    if (path / HEADER).is_file():
+        return [Spool(path)]
     # `os.walk`, which goes on where somebody removes a folder meanwhile.
     folders = [Path(folder) for folder, _, files in os.walk(path) if HEADER in files]
-    if path in folders:
-        folders = [path]
     # Within a session in the order of their making, so that a parent comes before its children.
     return [Spool(folder) for folder in sorted(folders, key=lambda f: (f.parent.name, _number(f)))]
 

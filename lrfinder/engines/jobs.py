@@ -69,19 +69,22 @@ class Job:
 
         What a step raises is raised in the training, which may take it for its end: it has failed.
         """
+        answer = self.replica.answer if after_step is None else self._then(after_step)
+        try:
+            take_alone(self.steps, answer, self.request)
+        finally:
+            self.request = None
+
+    def _then(self, after_step: Callable[[], None]) -> Callable[[Request], Any]:
+        """The replica's answers, with something done after each step."""
 
         def answer(request: Request) -> Any:
             answered = self.replica.answer(request)
-            if after_step is not None and not isinstance(request, Evaluation):
+            if not isinstance(request, Evaluation):
                 after_step()
             return answered
 
-        try:
-            take_alone(
-                self.steps, self.replica.answer if after_step is None else answer, self.request
-            )
-        finally:
-            self.request = None
+        return answer
 
 
 def scale_of(jobs: Sequence[Job]) -> Callable[[Tensor], Tensor] | None:

@@ -24,7 +24,7 @@ from lrfinder.delivering.runs import (
     take_adoptable,
 )
 from lrfinder.delivering.spools import Header
-from lrfinder.delivering.stores import RecordError, StoreAwayError, open_store, store_uri
+from lrfinder.delivering.stores import RecordError, StoreAwayError, reopen_store, store_uri
 from lrfinder.tracking.beginnings import adopt_run, make_run, new_header, process_tags
 from lrfinder.tracking.contents import Contents
 from lrfinder.tracking.facts import run_facts
@@ -136,7 +136,7 @@ class MlflowRecorder(Contents):
         self._session = session
         self._header = header
         self._facts = facts  # tags of all runs of this process
-        self._is_asked_for = False  # whether who asks for the run's id waits for its making
+        self._awaits_run = False  # whether who asks for the run's id waits for its making, once
         self.links: dict[str, str] = {}  # what `log_links` has found last
         self._left: list[Outbox] = []  # of children that have ended, and that this one waits for
         self._left_to: MlflowRecorder | None = None
@@ -148,11 +148,10 @@ class MlflowRecorder(Contents):
 
         That of a `child` that does not wait is waited for here, as long as the store answers.
         """
-        if self._header.run_id is None and self._is_asked_for:
-            self._is_asked_for = False
+        if self._header.run_id is None and self._awaits_run:
+            self._awaits_run = False
             self._wait_for_run()
-        self._refresh()
-        return self._header.run_id
+        return self.known_run_id
 
     def _wait_for_run(self) -> None:
         if not (self._session.is_here and self._outbox.spool.is_there):
@@ -186,7 +185,7 @@ class MlflowRecorder(Contents):
         if self._outbox.spool.is_there:
             self._header = self._outbox.spool.header()
         else:
-            client = open_store(self.tracking_uri)  # it has just taken all of the spool
+            client = reopen_store(self.tracking_uri)  # it has just taken all of the spool
             where = self._header.experiment_id or experiment_id(client, self._header.experiment)
             self._header.experiment_id = where
             self._header.run_id = run_of(client, where, self._header.key)
@@ -247,7 +246,7 @@ class MlflowRecorder(Contents):
         child = MlflowRecorder.__new__(MlflowRecorder)
         child._start(session, header, {}, self._facts)
         if not wait:
-            child._left_to, child._is_asked_for = self, True
+            child._left_to, child._awaits_run = self, True
             session.follow_now()
         return child
 
@@ -264,7 +263,8 @@ class MlflowRecorder(Contents):
         if where is None:
             return None  # the store has not made any yet
         try:
-            return run_with(open_store(self.tracking_uri), where, as_texts(tags), since=since)
+            client = reopen_store(self.tracking_uri)
+            return run_with(client, where, as_texts(tags), since=since)
         except StoreAwayError as away:
             _log.warning("%s", away)
             return None
@@ -277,7 +277,7 @@ class MlflowRecorder(Contents):
             reason: Goes into its tag `lrfinder.ending`.
         """
         try:
-            client = open_store(self.tracking_uri)
+            client = reopen_store(self.tracking_uri)
             if client.get_run(run_id).info.status == "RUNNING":
                 client.set_tag(run_id, "lrfinder.ending", reason)
                 client.set_terminated(run_id, "KILLED")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lrfinder.delivering.runs import adoption_tags, create_run, experiment_id, run_of
 from lrfinder.delivering.spools import Header
-from lrfinder.delivering.stores import RecordError, open_store, reopen_store
+from lrfinder.delivering.stores import RecordError, reopen_store
 from lrfinder.tracking.facts import run_facts
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def adopt_run(
         RecordError: If it refuses.
     """
     with _refusals(f"Run {run_id} must be in the store {header.tracking_uri!r}"):
-        client = open_store(header.tracking_uri)
+        client = reopen_store(header.tracking_uri, fresh=True)
         run = client.get_run(run_id)
         _note(header, run)
         return dict(run.data.params), adoption_tags(client, run, experiment, run_name)

@@ -130,7 +130,8 @@ class Contents:
             nonlocal followed
             self._check_open()
             # An accelerator's losses come to the trace late.
-            if not self._watches and optimizer.param_groups[0]["params"][0].is_cpu:
+            tensors = (p for group in optimizer.param_groups for p in group["params"])
+            if not self._watches and all(tensor.is_cpu for tensor in tensors):
                 if followed is None:
                     keys = self._keys(["train/loss", *[f"lr/{n}" for n in trace.group_names]])
                     followed = self._outbox.follow(trace, keys)

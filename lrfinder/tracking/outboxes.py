@@ -21,15 +21,11 @@ from lrfinder.delivering.spools import LINE_METRICS, Entry, Journal, Spool
 from lrfinder.traces import Trace
 
 MAX_STEP = 2**63
-MAX_INLINE = (
-    100_000  # bytes of an artifact that is kept in the journal: a file takes longer to make
-)
+MAX_INLINE = 100_000  # bytes of an artifact that lies in the journal: a file takes longer
 STEP_KEYS = ("train/loss",)  # the first key of a row that is an optimizer step
 
 Row: TypeAlias = tuple[Any, ...]  # nanoseconds, step, keys, and a value for each: one object
-Artifact: TypeAlias = tuple[
-    tuple[str, ...], str, bytes
-]  # names, that of a file in the spool, and it
+Artifact: TypeAlias = tuple[tuple[str, ...], str, bytes]  # names, that of its file, the file
 BlockRows: TypeAlias = Sequence[Sequence[Any]]  # of each milliseconds, step, and values
 Block: TypeAlias = tuple[tuple[str, ...], BlockRows]  # their keys, and the rows
 

@@ -167,3 +167,9 @@ def test_folders_that_are_removed_meanwhile_hold_no_spools(
 
     monkeypatch.setattr(os, "scandir", removes)
     assert [spool.path for spool in find_spools(tmp_path)] == [kept.path]
+
+
+def test_a_header_may_hold_half_a_character_as_of_a_file_s_name(tmp_path: Path) -> None:
+    spool = make_spool(tmp_path / "1", tags={"command": "python \udcff.py"}, unique=("command",))
+    assert spool.header().tags == {"command": "python \udcff.py"}
+    assert spool.header().unique == ("command",)

@@ -23,9 +23,7 @@ class Copies:
     def __init__(self, own: Set[int]) -> None:
         self.own = own
         self._trials: dict[int, FrozenTrial] = {}
-        self._ids: list[
-            int
-        ] = []  # of all of them, by their numbers, when they were asked for last
+        self._ids: list[int] = []  # by their numbers, when all were asked for last
         self._distributions: dict[str, BaseDistribution] = {}
 
     def take(self, seen: Iterable[FrozenTrial]) -> None:
