@@ -107,7 +107,7 @@ class Setting:
             study.enqueue_trial(params, skip_if_exists=True)
         trials = Trials(
             Recipe(self.task), space, user=user, metrics=settings.metrics, seed=seed,
-            device="cpu", recorder=None,
+            device="cpu", recorder=None, grace_period=60.0,
         )  # fmt: skip
         search = Search(arm, seed, study, trials, budget, steps=steps)
         trials.on_trial = search.ended

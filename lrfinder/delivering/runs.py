@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 
 CLOCKS_APART = 3600.0  # seconds; of machines that record into one store
+# Seconds after which a run is seen by all who did not look for it before it was made.
+SETTLED = 2.0
 
 
 def default_experiment() -> tuple[str | None, str | None]:
@@ -107,21 +111,42 @@ def ensure_run(spool: Spool, client: MlflowClient, *, abandoned: bool) -> Header
     if header.run_id is None:
         if header.experiment_id is None:
             header.experiment_id = experiment_id(client, header.experiment)
-        found = None
+        own = None
         if header.tried:
-            found = run_of(client, header.experiment_id, header.key)
-        if found is None and abandoned and header.unique:
-            tags = {name: header.tags[name] for name in header.unique}
-            since = header.start / 1000 - CLOCKS_APART
-            found = run_with(client, header.experiment_id, tags, since=since)
-        if found is None:
-            if not header.tried:
-                header.tried = True
-                spool.save_header(header)
-            found = create_run(client, header).info.run_id
-        header.run_id = found
+            own = run_of(client, header.experiment_id, header.key)
+        else:
+            header.tried = True
+            spool.save_header(header)
+        if own is None and not header.is_contested(abandoned=abandoned):
+            own = create_run(client, header).info.run_id
+        if header.is_contested(abandoned=abandoned):  # now, for that may have taken long
+            own = _the_only_run(client, header, own)
+        header.run_id = own
         spool.save_header(header)
     return header
+
+
+def _the_only_run(client: MlflowClient, header: Header, own: str | None) -> str:
+    """The run with a header's unique tags, which others may be making at the same moment.
+
+    Who finds one takes it. Who finds none makes one, and gives it up where another turns up that
+    was made by somebody who had looked before.
+    """
+    assert header.experiment_id is not None
+    tags = {name: header.tags[name] for name in header.unique}
+    since = header.start / 1000 - CLOCKS_APART
+    while True:
+        if own is None:
+            found = run_with(client, header.experiment_id, tags, since=since)
+            if found is not None:
+                return found
+            own = str(create_run(client, header).info.run_id)
+        time.sleep(SETTLED)
+        if run_with(client, header.experiment_id, tags, since=since, but=own) is None:
+            return own
+        client.delete_run(own)
+        own = None
+        time.sleep(SETTLED * random.uniform(0.5, 1.0))  # the other may have been given up as well
 
 
 def create_run(client: MlflowClient, header: Header) -> Run:
@@ -144,14 +169,23 @@ def run_of(client: MlflowClient, experiment: str, key: str) -> str | None:
 
 
 def run_with(
-    client: MlflowClient, experiment: str, tags: Mapping[str, str], *, since: float = 0.0
+    client: MlflowClient,
+    experiment: str,
+    tags: Mapping[str, str],
+    *,
+    since: float = 0.0,
+    but: str | None = None,
 ) -> str | None:
-    """The id of a run that has all of these tags, and began after `since`, in seconds since 1970."""
+    """The id of a run that has all of these tags, and began after `since`, in seconds since 1970.
+
+    Any but one, where that is given.
+    """
     terms = [f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items()]
     if since:
         terms.append(f"attributes.start_time >= {int(since * 1000)}")
-    found = client.search_runs([experiment], " and ".join(terms), max_results=1)
-    return str(found[0].info.run_id) if found else None
+    found = client.search_runs([experiment], " and ".join(terms), max_results=2)
+    ids = [str(run.info.run_id) for run in found]
+    return next((run_id for run_id in ids if run_id != but), None)
 
 
 def _quoted(value: str) -> str:

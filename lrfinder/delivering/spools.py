@@ -18,6 +18,7 @@ import math
 import os
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ class Header:
         run_name: The name that was asked for.
         tags: Of a run that is still to be made.
         unique: Those of the tags that no other run of the experiment has; empty where none is such.
+        alone_until: Until when nobody else makes a run with these, milliseconds since 1970.
         parent_key: The key of the parent's spool, where the parent had no id yet.
         start: When the recorder was made, milliseconds since 1970.
         tried: Whether the store was asked to make the run: it may have, and the answer was lost.
@@ -64,9 +66,14 @@ class Header:
     run_name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     unique: tuple[str, ...] = ()
+    alone_until: int = 0
     parent_key: str | None = None
     start: int = 0
     tried: bool = False
+
+    def is_contested(self, *, abandoned: bool) -> bool:
+        """Whether others may make the run as well, since this process ended or took long."""
+        return bool(self.unique) and (abandoned or time.time() * 1000 >= self.alone_until)
 
 
 @dataclass

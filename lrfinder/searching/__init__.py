@@ -225,6 +225,7 @@ def search(
             seed=seed,
             device=device,
             recorder=recorder,
+            grace_period=grace_period,
             on_trial=after_trial,
         )
         _tell(show, study, budget)

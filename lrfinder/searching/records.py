@@ -24,10 +24,14 @@ class Records:
     Args:
         recorder: Of the search; None where nothing is recorded.
         metrics: The objective, and what else has a page that compares trials.
+        grace_period: Seconds after which others take a trial over, and make its run if there is none.
     """
 
-    def __init__(self, recorder: Recorder | None, metrics: Sequence[str]) -> None:
+    def __init__(
+        self, recorder: Recorder | None, metrics: Sequence[str], *, grace_period: float
+    ) -> None:
         self.recorder = recorder
+        self.grace_period = grace_period
         self.metrics = metrics
         self._unlinked: dict[int, Recorder] = {}  # of trials that do not know their runs yet
 
@@ -38,8 +42,9 @@ class Records:
             yield None
             return
         tags = _tags(trial.study, trial.number)
+        alone = self.grace_period / 2  # the trial may have begun a while before its record
         with self.recorder.child(
-            f"trial {trial.number}", wait=False, unique=True, **tags
+            f"trial {trial.number}", wait=False, unique_for=alone, **tags
         ) as recorder:
             self._unlinked[trial.number] = recorder
             recorder.log_params({f"trial/{name}": value for name, value in trial.params.items()})
@@ -70,7 +75,7 @@ class Records:
             reason = "Its worker was lost while it made this run, or soon after."
             self.recorder.end_lost_run(found, reason)
         else:
-            child = self.recorder.child(f"trial {trial.number}", unique=True, **tags)
+            child = self.recorder.child(f"trial {trial.number}", unique_for=0.0, **tags)
             child.set_tags({"error": "Its worker was lost before it began to train."})
             child.close("KILLED")
             found = child.run_id

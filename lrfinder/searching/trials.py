@@ -48,6 +48,7 @@ class Trials:
         seed: int,
         device: str | torch.device,
         recorder: Recorder | None,
+        grace_period: float,
         on_trial: Callable[[optuna.Study, FrozenTrial], None] | None = None,
     ) -> None:
         self.recipe = recipe
@@ -57,7 +58,9 @@ class Trials:
         self.seed = seed
         self.device = device
         self.records = Records(
-            recorder, [metrics[0], *(f"lr/{name}" for name in space.group_names)]
+            recorder,
+            [metrics[0], *(f"lr/{name}" for name in space.group_names)],
+            grace_period=grace_period,
         )
         self.on_trial = on_trial
         self._worker: Worker | None = None

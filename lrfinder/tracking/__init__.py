@@ -207,7 +207,7 @@ class MlflowRecorder(Contents):
         run_name: str | None = None,
         *,
         wait: bool = True,
-        unique: bool = False,
+        unique_for: float | None = None,
         **tags: Any,
     ) -> MlflowRecorder:
         """A recorder of a new run that belongs to this one, in the same store and experiment.
@@ -222,8 +222,9 @@ class MlflowRecorder(Contents):
                 until all of it is there. Else both are done meanwhile: whoever asks for its
                 `run_id` waits for that, and this recorder's `flush` and `close` for the rest. For
                 many short runs, as the trials of a search, which end every second.
-            unique: Whether no other run of the experiment has these tags. Where this process ends
-                before the run is made, and somebody else makes one with them, that one is taken.
+            unique_for: For how many seconds nobody else makes a run with the same tags. Then, or
+                where this process has ended by then, it is looked for before it is made, and one
+                that others have made is taken: no two are left. None where runs may share them.
             tags: Of the run.
 
         Raises:
@@ -238,8 +239,9 @@ class MlflowRecorder(Contents):
                 make_run(header, again=True)
             except StoreAwayError as away:
                 _log.warning("%s The run is recorded in %s until it does.", away, self.spool)
-        if unique:
+        if unique_for is not None:
             header.unique = tuple(as_texts(tags))
+            header.alone_until = header.start + int(1000 * unique_for)
         session = self._session
         if not session.is_open:
             session = Session(session.path.parent)

@@ -100,7 +100,7 @@ class Recorder(Protocol):
         run_name: str | None = None,
         *,
         wait: bool = True,
-        unique: bool = False,
+        unique_for: float | None = None,
         **tags: Any,
     ) -> Recorder:
         """A recorder of a run below this one, whose making and end wait for the store, or leave that to this one."""
@@ -212,7 +212,7 @@ class NullRecorder:
         run_name: str | None = None,
         *,
         wait: bool = True,
-        unique: bool = False,
+        unique_for: float | None = None,
         **tags: Any,
     ) -> NullRecorder:
         """This recorder."""

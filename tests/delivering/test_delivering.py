@@ -7,8 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,10 @@ from mlflow.entities import Run
 
 from benchmarks.servers import MlflowServer, postgres
 from lrfinder.commands import main
+from lrfinder.delivering import runs as delivering_runs
 from lrfinder.delivering.booting import start_python
 from lrfinder.delivering.following import start_following
-from lrfinder.delivering.sending import LOST, is_recording, sending
+from lrfinder.delivering.sending import LOST, Courier, is_recording, sending
 from lrfinder.delivering.spools import Header, Journal, Spool, find_spools
 from lrfinder.delivering.syncing import sync
 from lrfinder.tracking import MlflowRecorder, RecordError
@@ -197,9 +201,9 @@ def test_who_follows_completes_a_training_that_was_killed(mlflow_uri: str, tmp_p
 # -- sync -----------------------------------------------------------------------------------------
 
 
-def abandoned_spool(folder: Path, uri: str, **header: Any) -> Spool:
+def abandoned_spool(folder: Path, uri: str, key: str = "k", **header: Any) -> Spool:
     """What a process that was killed leaves behind."""
-    spool = Spool.create(folder / "session" / "1", Header(tracking_uri=uri, key="k", **header))
+    spool = Spool.create(folder / "session" / "1", Header(tracking_uri=uri, key=key, **header))
     Journal(spool).append([{"keys": ["lr/head"], "rows": [[1, step, 0.1] for step in range(50)]}])
     return spool
 
@@ -284,6 +288,78 @@ def test_a_run_that_others_made_in_its_place_is_taken_where_there_is_one_alone(
     assert rows(mlflow_uri, str(synced.run_id)) == list(range(50))
     assert client.get_run(str(synced.run_id)).info.status == "KILLED"
     assert len(client.search_runs(["0"])) == (2 if is_taken else 3)
+
+
+def test_of_two_runs_that_are_made_at_once_for_one_trial_one_is_left(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, tags, others = MlflowClient(), {"trial": "3"}, []
+    create_run = delivering_runs.create_run
+
+    def create_when_another_is_made(client: MlflowClient, header: Header) -> Run:
+        others.append(client.create_run("0", tags=tags).info.run_id)
+        return create_run(client, header)
+
+    monkeypatch.setattr(delivering_runs, "SETTLED", 0.01)
+    monkeypatch.setattr(delivering_runs, "create_run", create_when_another_is_made)
+    abandoned_spool(tmp_path, mlflow_uri, experiment_id="0", tags=tags, unique=("trial",))
+    (synced,) = sync(tmp_path)
+    assert synced.complete
+    assert [synced.run_id] == others == [run.info.run_id for run in client.search_runs(["0"])]
+    assert rows(mlflow_uri, synced.run_id) == list(range(50))
+
+
+def test_two_that_give_up_their_runs_for_each_other_end_with_one(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_made = threading.Barrier(2)
+    create_run = delivering_runs.create_run
+
+    def create_together(client: MlflowClient, header: Header) -> Run:
+        made = create_run(client, header)
+        with suppress(threading.BrokenBarrierError):
+            both_made.wait(timeout=0.5)  # the second time there may be one alone
+        return made
+
+    monkeypatch.setattr(delivering_runs, "SETTLED", 0.2)
+    monkeypatch.setattr(delivering_runs, "create_run", create_together)
+    paths = [tmp_path / name for name in ("here", "there")]
+    for number, path in enumerate(paths):
+        abandoned_spool(
+            path,
+            mlflow_uri,
+            key=f"k{number}",
+            experiment_id="0",
+            tags={"trial": "3"},
+            unique=("trial",),
+        )
+    with ThreadPoolExecutor() as pool:
+        synced = [item for items in pool.map(sync, paths) for item in items]
+    assert [item.complete for item in synced] == [True, True]
+    (run,) = MlflowClient().search_runs(["0"])
+    assert {item.run_id for item in synced} == {run.info.run_id}
+
+
+@pytest.mark.parametrize(("seconds", "is_taken"), [(-1.0, True), (60.0, False)])
+def test_a_process_that_lives_looks_for_the_run_of_others_once_its_time_is_over(
+    mlflow_uri: str, tmp_path: Path, seconds: float, is_taken: bool
+) -> None:
+    client = MlflowClient()
+    made = client.create_run("0", tags={"trial": "3"}).info.run_id
+    now = time.time_ns() // 1_000_000
+    header = Header(
+        mlflow_uri,
+        "k",
+        experiment_id="0",
+        tags={"trial": "3"},
+        unique=("trial",),
+        start=now,
+        alone_until=now + int(1000 * seconds),
+    )
+    spool = Spool.create(tmp_path / "session" / "1", header)
+    found = Courier(tmp_path / "session").make_run(spool)
+    assert (found.run_id == made) == is_taken
+    assert len(client.search_runs(["0"])) == (1 if is_taken else 2)
 
 
 def test_what_the_store_refuses_keeps_nothing_else_from_it(
