@@ -55,6 +55,9 @@ def open_store(tracking_uri: str | None = None, *, create: bool = True) -> Mlflo
     check_store(uri, create=create)
     try:
         with _first_use_lock(uri):
+            path = sqlite_path(uri)
+            if path is not None and create:
+                _make_tables(path)
             return MlflowClient(tracking_uri=uri)
     except Exception as error:
         raise _unusable(uri, error) from error
@@ -146,6 +149,26 @@ def _check_sqlite(uri: str, *, create: bool) -> None:
         with closing(sqlite3.connect(path, timeout=20, isolation_level=None)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
+
+
+def _make_tables(path: Path) -> None:
+    """Make the tables of a fresh SQLite file, as a whole or not at all.
+
+    SQLite keeps what each statement of MLflow's migrations has done, so a process that is killed
+    among them would leave a file that nobody can open any more. So they are made in a file beside
+    it, whose pages go into this one in one transaction.
+    """
+    from mlflow import MlflowClient
+
+    with closing(sqlite3.connect(path, timeout=20)) as connection:
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return
+        made = path.with_name(f"{path.name}.part")
+        made.unlink(missing_ok=True)  # of one that was killed
+        MlflowClient(tracking_uri=f"sqlite:///{made}")
+        with closing(sqlite3.connect(made)) as source:
+            source.backup(connection)
+        made.unlink()
 
 
 def _check_host(uri: str) -> None:

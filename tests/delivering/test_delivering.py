@@ -27,6 +27,7 @@ from lrfinder.delivering.booting import start_python
 from lrfinder.delivering.following import start_following
 from lrfinder.delivering.sending import LOST, Courier, is_recording, sending
 from lrfinder.delivering.spools import Header, Journal, Spool, find_spools
+from lrfinder.delivering.stores import open_store
 from lrfinder.delivering.syncing import sync
 from lrfinder.tracking import MlflowRecorder, RecordError
 
@@ -47,11 +48,11 @@ def runs(uri: str, experiment: str = "demo") -> list[Run]:
     return [] if found is None else list(client.search_runs([found.experiment_id]))
 
 
-def wait_for(condition: Any, seconds: float = 120.0) -> None:
+def wait_for(condition: Any, seconds: float = 120.0, every: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 # -- servers --------------------------------------------------------------------------------------
@@ -491,6 +492,20 @@ def test_eight_processes_open_a_fresh_sqlite_store_at_once(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.filterwarnings("ignore::platformdirs.RuntimeDirWarning")
+def test_a_process_that_is_killed_while_it_makes_a_sqlite_store_leaves_none_that_is_half_made(
+    tmp_path: Path,
+) -> None:
+    uri, made = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "mlflow.db.part"
+    code = f"from lrfinder.delivering.stores import open_store; open_store({uri!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(lambda: made.is_file() and made.stat().st_size > 200_000, every=0.002)  # some tables
+    process.kill()
+    process.wait()
+    assert (tmp_path / "mlflow.db").stat().st_size == 0
+    assert open_store(uri).create_run("0").info.status == "RUNNING"
+    assert sorted(os.listdir(tmp_path)) == ["mlflow.db", "mlflow.db.lock"]
+
+
 def test_eight_processes_open_a_fresh_postgresql_store_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
