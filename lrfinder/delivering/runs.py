@@ -120,17 +120,23 @@ def ensure_run(spool: Spool, client: MlflowClient, *, abandoned: bool) -> Header
         if own is None and not header.is_contested(abandoned=abandoned):
             own = create_run(client, header).info.run_id
         if header.is_contested(abandoned=abandoned):  # now, for that may have taken long
-            own = _the_only_run(client, header, own)
+            own = _the_only_run(client, header, own, SETTLED if abandoned else 0.0)
         header.run_id = own
         spool.save_header(header)
     return header
 
 
-def _the_only_run(client: MlflowClient, header: Header, own: str | None) -> str:
+def _the_only_run(client: MlflowClient, header: Header, own: str | None, settled: float) -> str:
     """The run with a header's unique tags, which others may be making at the same moment.
 
     Who finds one takes it. Who finds none makes one, and gives it up where another turns up that
     was made by somebody who had looked before.
+
+    Args:
+        client: Of the store.
+        header: Whose run is asked for.
+        own: The id of the run that was made already.
+        settled: Seconds until another has turned up. A training that lives does not wait for that.
     """
     assert header.experiment_id is not None
     tags = {name: header.tags[name] for name in header.unique}
@@ -141,12 +147,12 @@ def _the_only_run(client: MlflowClient, header: Header, own: str | None) -> str:
             if found is not None:
                 return found
             own = str(create_run(client, header).info.run_id)
-        time.sleep(SETTLED)
+        time.sleep(settled)
         if run_with(client, header.experiment_id, tags, since=since, but=own) is None:
             return own
         client.delete_run(own)
         own = None
-        time.sleep(SETTLED * random.uniform(0.5, 1.0))  # the other may have been given up as well
+        time.sleep(settled * random.uniform(0.5, 1.0))  # the other may have been given up as well
 
 
 def create_run(client: MlflowClient, header: Header) -> Run:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from lrfinder.delivering.runs import CLOCKS_APART
@@ -62,7 +63,8 @@ class Records:
 
     def _link(self, trial: optuna.Trial, run_id: str | None) -> None:
         if self._unlinked.pop(trial.number, None) is not None:
-            trial.set_user_attr("mlflow_run_id", run_id)
+            with suppress(UpdateFinishedTrialError):  # another worker has taken it
+                trial.set_user_attr("mlflow_run_id", run_id)
 
     def of_lost(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """A trial whose worker was lost before it made the run has one too: every trial has its run."""

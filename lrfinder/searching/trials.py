@@ -176,7 +176,8 @@ class Trials:
         except StorageError:
             raise
         except BaseException as error:
-            if not has_run:
+            # One that another worker has taken has got its run there.
+            if not has_run and not isinstance(error, UpdateFinishedTrialError):
                 with contextlib.suppress(type(error)), self.records.of(trial):
                     raise error
             self._end(study, trial, failed=error)

@@ -182,7 +182,8 @@ class Worker:
             elif now - since > self._grace:
                 lost.append(trial)
         for trial in lost:
-            self._give_up(trial)
+            with suppress(UpdateFinishedTrialError):  # its worker lives, and has just ended it
+                self._give_up(trial)
         return bool(lost)
 
     def _give_up(self, trial: FrozenTrial) -> None:
@@ -197,7 +198,7 @@ class Worker:
             reason += f" It is not tried again: that happened {retried + 1} times."
         live.set_user_attr("reason", reason)
         self._on_lost(self.study, trial)
-        self.study.tell(live, state=TrialState.FAIL)
+        self.study.tell(live, state=TrialState.FAIL, skip_if_finished=True)
 
     # -- the thread -------------------------------------------------------------------------------
 
@@ -205,14 +206,14 @@ class Worker:
         count = 0
         while not self._ended.wait(self._interval):
             count += 1
-            for trial in list(self._under_way.values()):
-                try:
+            try:
+                for trial in list(self._under_way.values()):
                     with suppress(UpdateFinishedTrialError):  # it has just ended
                         trial.set_user_attr(HEARTBEAT, count)
-                    if self._behind is not None:
-                        self._behind.send()
-                except StorageError:
-                    return  # the search itself meets it too, and says so
+                if self._behind is not None:
+                    self._behind.send(HEARTBEAT, count)
+            except StorageError:
+                return  # the search itself meets it too, and says so
 
     def __enter__(self) -> Self:
         self._writing.__enter__()

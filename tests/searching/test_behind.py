@@ -335,6 +335,36 @@ def test_others_see_each_sign_of_life(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(seen) >= 6  # ten a second, each of which is sent
 
 
+def test_a_trial_that_was_claimed_shows_signs_of_life_before_it_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind, "WORTH", 0.0)
+    monkeypatch.setattr(behind, "AFTER", 0.0)
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with quiet_optuna():
+        storage = open_storage(url)
+        assert isinstance(storage, Behind)
+        study = optuna.create_study(storage=storage, study_name="s")
+        with Worker(study, nullcontext(), grace_period=0.6) as worker:
+            begin(storage, study._study_id)
+            trials = worker.trials(Budget(n_trials=2))
+            first = next(trials)
+            assert first is not None
+            worker.claim(Budget(n_trials=2))
+            time.sleep(1.5)
+            running = [t.user_attrs.get(HEARTBEAT, 0) for t in written(url)]
+            study.tell(first, 0.5)
+            worker.end(first)
+            second = next(trials)
+            assert second is not None
+            assert second.number == 1
+            study.tell(second, 0.5)
+            worker.end(second)
+    assert len(running) == 2
+    assert min(running) >= 5  # of some fifteen
+    assert [trial.state for trial in written(url)] == [TrialState.COMPLETE] * 2
+
+
 @pytest.mark.postgres
 def test_a_training_does_not_wait_for_a_database_that_is_away(tmp_path: Path) -> None:
     with Postgres(tmp_path / "pg") as server, written_behind(server.uri) as (storage, study_id):

@@ -277,6 +277,50 @@ def test_a_worker_that_was_taken_for_lost_and_comes_back_is_not_counted_twice(
     assert all(t.state is TrialState.COMPLETE for t in counted)
 
 
+@pytest.mark.parametrize("moment", ["attribute", "tell"])
+def test_a_worker_that_ends_its_trial_while_it_is_taken_for_lost_harms_nobody(
+    study, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = take(worker_of(study))
+
+    def end(*args: Any) -> None:
+        study.tell(trial.number, 0.5, skip_if_finished=True)
+
+    options = {"on_lost": end} if moment == "tell" else {}
+    if moment == "attribute":
+        monkeypatch.setattr("lrfinder.searching.workers.requeue", end)
+    other = worker_of(study, grace_period=0.01, **options)
+    assert other._ask(Budget(n_trials=1)) == (None, False)
+    time.sleep(0.05)
+    other._ask(Budget(n_trials=1))
+    assert study.trials[trial.number].state is TrialState.COMPLETE
+    assert study.trials[trial.number].value == 0.5
+
+
+def test_a_trial_that_another_worker_took_before_it_was_begun_gets_no_second_run(
+    measured_file: Path, tmp_path: Path
+) -> None:
+    storage, made = f"sqlite:///{tmp_path / 's.db'}", []
+
+    class Counting(lrfinder.NullRecorder):
+        def child(self, run_name: str | None = None, **options: Any) -> lrfinder.NullRecorder:
+            made.append(run_name)
+            return self
+
+    def hparams(trial: optuna.Trial) -> dict[str, Any]:
+        if trial.number == 1:
+            optuna.load_study(storage=storage, study_name="s").tell(1, state=TrialState.FAIL)
+        return {}
+
+    with quiet_optuna():
+        lrfinder.search(
+            tiny_task(), 3, storage=storage, study_name="s", device="cpu", confirm=0,
+            warm_start=lrfinder.RangeTest.load(measured_file), recorder=Counting(),
+            hparams=hparams, engine="stepping",
+        )  # fmt: skip
+    assert made == ["trial 0", "trial 2"]
+
+
 def test_an_interrupted_trial_is_made_up_with_its_parameters(
     measured_file: Path, tmp_path: Path
 ) -> None:

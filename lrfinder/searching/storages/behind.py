@@ -90,11 +90,19 @@ class Behind(Forwarding):
         """Whoever asks for all trials next gets them as they are now."""
         self._looked_at = float("-inf")
 
-    def send(self) -> None:
-        """What was told is on its way now, for others are to see it: that this worker lives."""
+    def send(self, key: str, sign: int) -> None:
+        """What was told is on its way now, for others are to see it: that this worker lives.
+
+        A trial that was claimed, and not asked for yet, is given the sign as well.
+        """
         with self._lock:
             if self._writer is not None and self._copies is not None:
                 try:
+                    self._writer.listen()
+                    if self._claim is not None and self._claim in self._writer.answers:
+                        trial_id, _ = self._writer.answers[self._claim]
+                        if trial_id is not None:
+                            self._writer.tell("set_trial_user_attr", trial_id, key, sign)
                     self._writer.send(at_once=True)
                 except GoneError:
                     self._go_on_alone()

@@ -37,6 +37,7 @@ class Writer:
 
     Attributes:
         pending: What it was told and has not acknowledged, the oldest first.
+        answers: By the number of what it was told, until somebody waits for them.
     """
 
     def __init__(self, url: str, study_name: str, on_said: Callable[[str, Any], None]) -> None:
@@ -52,7 +53,7 @@ class Writer:
         self._in = Connection(_taken(self._process.stdout), writable=False)
         self._readable = select.poll()
         self._readable.register(self._in.fileno(), select.POLLIN)
-        self._answers: dict[int, Any] = {}
+        self.answers: dict[int, Any] = {}
         self._number = 0
         self._unsent: list[Told] = []
         self._sent_at = float("-inf")
@@ -92,18 +93,18 @@ class Writer:
             GoneError: If it has gone.
         """
         self.send(at_once=True)
-        while number not in self._answers:
+        while number not in self.answers:
             self.listen(None)
         while self.pending and self.pending[0][0] <= number:
             self.pending.popleft()
-        return self._answers.pop(number)
+        return self.answers.pop(number)
 
     def listen(self, milliseconds: int | None = 0) -> None:
         """Take what it has said, within so long; None waits for something."""
         while self._readable.poll(milliseconds):
             kind, value = pickle.loads(self._try(self._in.recv_bytes))
             if kind == "answer":
-                self._answers[value[0]] = value[1]
+                self.answers[value[0]] = value[1]
             else:
                 self._on_said(kind, value)
             milliseconds = 0
