@@ -317,6 +317,28 @@ def test_a_trial_is_claimed_where_there_is_room_and_waits_where_nobody_asks_for_
         assert optuna.load_study(storage=url, study_name="s").ask().number == 2
 
 
+def test_a_trial_that_was_seen_to_have_ended_has_ended(tmp_path: Path) -> None:
+    """Also where what was seen before that is taken after it."""
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    with written_behind(url) as (storage, study_id):
+        others = RDBStorage(url)
+        number = others.create_new_trial(study_id)
+        storage.claim(3)
+        assert storage._writer is not None
+        deadline = time.monotonic() + 30
+        while storage._claim not in storage._writer.answers:
+            storage._writer.listen(10)
+            assert time.monotonic() < deadline
+        others.set_trial_state_values(number, TrialState.FAIL)
+        for claimed in (False, True):
+            if claimed:
+                assert storage.claimed() is not None
+            storage.look_again()
+            trials = storage.get_all_trials(study_id)
+            states = {trial._trial_id: trial.state for trial in trials}
+            assert states[number] is TrialState.FAIL
+
+
 def test_others_see_each_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behind, "WORTH", 0.0)
     monkeypatch.setattr(behind, "AFTER", 0.0)

@@ -27,10 +27,15 @@ class Copies:
         self._distributions: dict[str, BaseDistribution] = {}
 
     def take(self, seen: Iterable[FrozenTrial]) -> None:
-        """What was seen in the storage; of a trial of this process only that somebody else has ended it."""
+        """What was seen in the storage; of a trial of this process only that somebody else has ended it.
+
+        It may be taken later than what was seen after it: a trial that has ended stays so.
+        """
         for trial in seen:
             key = trial._trial_id
-            if key in self.own and key in self._trials and not trial.state.is_finished():
+            known = self._trials.get(key)
+            stays = known is not None and (key in self.own or known.state.is_finished())
+            if stays and not trial.state.is_finished():
                 continue
             self._trials[key] = trial
             for name, distribution in trial.distributions.items():
