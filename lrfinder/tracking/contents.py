@@ -312,7 +312,7 @@ class Contents:
         """Keep a whole trace; MLflow's charts show some 320 points of it and may miss a spike.
 
         Artifacts: `traces/<name>.parquet` is `trace.to_frame()`, `traces/<name>.json` its status
-        in short, and of a trace of more than 320 steps `traces/<name>.png` is a figure of each.
+        in short, and of a trace of more than 320 steps `traces/<name>.svg` is a figure of each.
         """
         place = check_artifact_name(f"traces/{name or trace.name or 'trace'}")
         made = [TABLE, FIGURE] if len(trace) > CHART_POINTS else [TABLE]

@@ -591,7 +591,7 @@ def test_artifacts(mlflow_uri: str, tmp_path: Path) -> None:
     assert len(pd.read_parquet(read("traces/empty.parquet"))) == 0
     assert len(pd.read_parquet(read("traces/long.parquet"))) == 321
     pictures = [item.path for item in client.list_artifacts(recorder.run_id, "traces")]
-    assert [path for path in pictures if path.endswith(".png")] == ["traces/long.png"]
+    assert [path for path in pictures if path.endswith(".svg")] == ["traces/long.svg"]
     # Beside the database, wherever this ran.
     assert client.get_run(recorder.run_id).info.artifact_uri.startswith(
         (tmp_path / "mlruns").as_uri()
