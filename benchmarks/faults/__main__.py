@@ -52,14 +52,15 @@ def measured(part: str, root: Path) -> Iterator[dict[str, Any]]:
         path.mkdir()
         return path
 
-    if part in ("kills", "outage"):
+    if part == "kills":
+        for options in ({}, {"others": 3, "count": 60, "n_trials": 180, "pause": 0.03}):
+            where = folder()
+            with Postgres(where / "pg") as server, MlflowServer(where) as mlflow:
+                yield kills(where, server.uri, mlflow.uri, **options)
+    elif part == "outage":
         where = folder()
         with Postgres(where / "pg") as server:
-            if part == "outage":
-                yield outage(where, server)
-            else:
-                with MlflowServer(where) as mlflow:
-                    yield kills(where, server.uri, mlflow.uri)
+            yield outage(where, server)
     elif part == "start":
         for count in (1, 2, 4, 8):
             where = folder()

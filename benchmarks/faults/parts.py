@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,21 @@ def kills(
     count: int = 100,
     n_trials: int = 440,
     pause: float = 0.06,
+    others: int = 0,
 ) -> dict[str, Any]:
-    """`kill -9` of one of three workers at random moments; another one is started in its place."""
+    """`kill -9` of one of three workers at random moments; another one is started in its place.
+
+    Beside so many processes that take all the CPU that they can get: whoever is slow then looks
+    like one that was killed, and is taken for lost while it lives.
+    """
     random.seed(0)
     done = 0
-    with Workers(
-        folder, storage, n_trials, pause=pause, mlflow_uri=mlflow_uri, grace_period=70 * pause
-    ) as workers:
+    with (
+        busy(others),
+        Workers(
+            folder, storage, n_trials, pause=pause, mlflow_uri=mlflow_uri, grace_period=70 * pause
+        ) as workers,
+    ):
         workers.start(3)
         while workers.processes:
             time.sleep(random.uniform(10 * pause, 80 * pause))
@@ -44,8 +55,20 @@ def kills(
             if done < count and workers.processes and not all_ended(workers):
                 workers.kill_one()
                 done += 1
-    row = {"what": "kill -9 of a worker", "kills": done, **verdict(workers)}
+    row = {"what": "kill -9 of a worker", "kills": done, "busy": others, **verdict(workers)}
     return row | runs_disagree(workers)
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes count in here."""
+    counting = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in counting:
+            process.kill()
+            process.wait()
 
 
 def all_ended(workers: Workers) -> bool:

@@ -28,7 +28,8 @@ def survived() -> str:
     ]
     rows = []
     for row in (*_rows("kills"), *_rows("outage")):
-        what = f"{row['kills']} x `kill -9` of a worker, of three" if "kills" in row else (
+        beside = f", beside {row['busy']} processes that count" if row.get("busy") else ""
+        what = f"{row['kills']} x `kill -9` of a worker, of three{beside}" if "kills" in row else (
             f"PostgreSQL stopped for {row['seconds']:.0f} s; trials go on "
             f"{row['again_after_seconds']:.1f} s after its start"
         )  # fmt: skip

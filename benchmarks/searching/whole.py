@@ -1,8 +1,10 @@
-"""Reported: what a trial takes in a whole search, with all that other processes do beside it.
+"""Reported: what a trial takes in a search, with all that other processes do beside it.
 
-As `benchmarks.searching.overhead`, but trainings with and without a search are not neighbours: each
-process does one kind alone, the kinds in turn. So those who send records and write the study slow
-only the trainings that they belong to, where they do. Five minutes on a quiet machine:
+In `benchmarks.searching.overhead` a trial and the training it is compared with are neighbours in
+time, and both bear with the processes that send records and write the study. Here the search goes
+on for a few trials; then it is waited until the others have nothing more to do, and as many
+trainings follow without a search. So the search alone bears with them. All in one process: another
+one may be several percent faster or slower for the same steps. Five minutes on a quiet machine:
 
     python -m benchmarks.searching.whole
 """
@@ -10,6 +12,7 @@ only the trainings that they belong to, where they do. Five minutes on a quiet m
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -18,66 +21,78 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.trial import FrozenTrial
+
 import lrfinder
 from benchmarks.results_file import write_result
 from benchmarks.searching.overhead import search, task_and_epochs
 
-KINDS = ("training", "search", "search, recorded")
-BEFORE, TRIALS = 12, 24  # those that are not measured, in which the other processes start
+BLOCK = 6  # trials, and then as many trainings; the first of each is not counted
+BLOCKS = 10
+PROCESSES = 4
+IDLE = 1.5  # seconds after which other processes have nothing more to do
 
 
-def seconds(folder: Path, kind: str) -> float:
-    """Mean of the trials; of a process of its own."""
+def measured(folder: Path, record: bool, blocks: int) -> list[dict[str, float]]:
+    """Seconds of a trial in the search and out of it, for each block; of a process of its own."""
+    task, num_epochs = task_and_epochs()
     ended: list[float] = []
-    if kind == "training":
-        task, num_epochs = task_and_epochs()
-        lrs = {"body": 3e-3, "head": 3e-3}
-        schedule = {"name": "StepLR", "gamma": 0.5, "step_size": 5}
-        for _ in range(BEFORE + TRIALS):
+    found: list[dict[str, float]] = []
+
+    def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        ended.append(time.perf_counter())
+        if len(ended) < BLOCK:
+            return
+        searched = (ended[-1] - ended[0]) / (BLOCK - 1)
+        time.sleep(IDLE)
+        ended.clear()
+        for _ in range(BLOCK):
             lrfinder.train_task(
-                task, lrs=lrs, schedule=schedule, num_epochs=num_epochs, device="cpu"
+                task, **trial.user_attrs["hparams"], num_epochs=num_epochs, device="cpu"
             )
             ended.append(time.perf_counter())
-    else:
-        study = search(
-            folder,
-            BEFORE + TRIALS,
-            lambda study, trial: ended.append(time.perf_counter()),
-            record=kind == "search, recorded",
-        )
-        assert all(trial.state.name == "COMPLETE" for trial in study.trials)
-    return (ended[-1] - ended[BEFORE - 1]) / TRIALS
+        found.append({"searched": searched, "bare": (ended[-1] - ended[0]) / (BLOCK - 1)})
+        ended.clear()
+
+    study = search(folder, blocks * BLOCK, on_trial, record=record)
+    assert all(trial.state.name == "COMPLETE" for trial in study.trials)
+    return found[1:]  # other processes start in the first one
 
 
 def main() -> None:
     """Measure, print and write `results/searching.whole.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
-    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     with (
         tempfile.TemporaryDirectory() as name,
         ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool,
     ):
-        for number in range(options.rounds):
-            for kind in KINDS:
-                folder = Path(name, f"{kind}-{number}")
-                folder.mkdir()
-                found[kind].append(pool.submit(seconds, folder, kind).result())
-            print(*(f"{1e3 * found[kind][-1]:.1f}" for kind in KINDS), flush=True)
+        for number, record in itertools.product(range(options.processes), found):
+            folder = Path(name, f"{record}-{number}")
+            folder.mkdir()
+            blocks = pool.submit(measured, folder, record, options.blocks).result()
+            found[record] += blocks
+            print(record, *(f"{b['searched'] / b['bare']:.3f}" for b in blocks), flush=True)
     rows: list[dict[str, Any]] = []
-    for kind in KINDS:
-        ratios = [a / b for a, b in zip(found[kind], found[KINDS[0]], strict=True)]
+    for record, blocks in found.items():
+        ratios = [block["searched"] / block["bare"] for block in blocks]
         low, median, high = statistics.quantiles(ratios, n=4)
         rows.append(
-            {"what": kind, "milliseconds": 1e3 * statistics.median(found[kind]),
-             "ratio": median, "quartile_1": low, "quartile_3": high}
+            {"recorded": record, "ratio": median, "quartile_1": low, "quartile_3": high,
+             "milliseconds": 1e3 * statistics.median(block["searched"] for block in blocks),
+             "training_milliseconds": 1e3 * statistics.median(block["bare"] for block in blocks)}
         )  # fmt: skip
         print(*(f"{k}={v:.4g}" if isinstance(v, float) else v for k, v in rows[-1].items()))
     if not options.no_save:
-        changed = "" if options.rounds == 8 else f" --rounds {options.rounds}"
-        write_result("searching.whole", rows, command=f"searching.whole{changed}")
+        shown = ("blocks", "processes")
+        changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
+        words = ["searching.whole", *(f"--{n} {getattr(options, n)}" for n in changed)]
+        write_result("searching.whole", rows, command=" ".join(words))
 
 
 if __name__ == "__main__":
