@@ -17,7 +17,7 @@ def test_a_run_that_was_made_just_before_its_worker_was_lost_is_ended(mlflow_uri
         # As its recorder made it, which was killed before there was a spool.
         tags = {"optuna.trial_number": "0", "optuna.study_name": "demo"}
         made = client.create_run(str(recorder.experiment_id), tags=tags)
-        records = Records(recorder, ["val/loss"])
+        records = Records(recorder, ["val/loss"], grace_period=60.0)
         for trial in (lost, never_made):
             records.of_lost(study, study.trials[trial.number])
     ended = client.get_run(made.info.run_id)
