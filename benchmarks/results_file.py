@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -35,6 +36,21 @@ def environment() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def command_of(
+    module: str, parser: argparse.ArgumentParser, options: argparse.Namespace, shown: Sequence[str]
+) -> str:
+    """What measures a result, for `write_result`: the module, and the options that are not as they are by default.
+
+    Args:
+        module: After `benchmarks.`.
+        parser: Knows the defaults.
+        options: As they are.
+        shown: Those that the rows depend on.
+    """
+    changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
+    return " ".join([module, *(f"--{name} {getattr(options, name)}" for name in changed)])
 
 
 def write_result(

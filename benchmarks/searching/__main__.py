@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.markdown import read
-from benchmarks.results_file import write_result
+from benchmarks.results_file import command_of, write_result
 from benchmarks.searching.arms import VARIANTS, arms, warm
 from benchmarks.searching.running import measure
 from benchmarks.searching.settings import EPOCHS, FRESH
@@ -41,8 +41,7 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     shown = ("variants", "seeds", "fresh", "way", "tasks")  # what the rows depend on
-    changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
-    command = " ".join(["searching", *(f"--{n} {getattr(options, n)}" for n in changed)])
+    command = command_of("searching", parser, options, shown)
     torch.set_num_threads(1)
     made = arms()
     if options.variants:

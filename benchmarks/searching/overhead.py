@@ -33,7 +33,7 @@ import torch
 from optuna.trial import FrozenTrial
 
 import lrfinder
-from benchmarks.results_file import write_result
+from benchmarks.results_file import command_of, write_result
 from benchmarks.servers import Postgres
 
 STEPS = 500
@@ -171,10 +171,8 @@ def main() -> None:
         rows.append(row)
         print(*(f"{k}={v:.4g}" if isinstance(v, float) else v for k, v in row.items()))
     if not options.no_save:
-        shown = ("trials", "processes")
-        changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
-        words = ["searching.overhead", *(f"--{n} {getattr(options, n)}" for n in changed)]
-        write_result("searching.overhead", rows, command=" ".join(words))
+        command = command_of("searching.overhead", parser, options, ("trials", "processes"))
+        write_result("searching.overhead", rows, command=command)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 import lrfinder
-from benchmarks.results_file import write_result
+from benchmarks.results_file import command_of, write_result
 from benchmarks.searching.overhead import search, task_and_epochs
 
 BLOCK = 6  # trials, and then as many trainings; the first of each is not counted
@@ -89,10 +89,8 @@ def main() -> None:
         )  # fmt: skip
         print(*(f"{k}={v:.4g}" if isinstance(v, float) else v for k, v in rows[-1].items()))
     if not options.no_save:
-        shown = ("blocks", "processes")
-        changed = [name for name in shown if getattr(options, name) != parser.get_default(name)]
-        words = ["searching.whole", *(f"--{n} {getattr(options, n)}" for n in changed)]
-        write_result("searching.whole", rows, command=" ".join(words))
+        command = command_of("searching.whole", parser, options, ("blocks", "processes"))
+        write_result("searching.whole", rows, command=command)
 
 
 if __name__ == "__main__":

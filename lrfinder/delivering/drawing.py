@@ -109,6 +109,7 @@ def _canvas() -> tuple[Figure, Axes, Axes]:
     figure = Figure(figsize=(10.0, 6.0))
     above, below = figure.subplots(2, 1, sharex=True)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.97, bottom=0.09, hspace=0.08)
+    _scale(above, "log")
     above.set_ylabel("learning rate")
     below.set_ylabel("loss")
     below.set_xlabel("optimizer step")
@@ -121,7 +122,7 @@ def _scale(axes: Axes, scale: Literal["log", "linear"]) -> None:
     """Numbers at few ticks, as text: a formula takes three times as long to draw."""
     from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
-    if axes.get_yscale() == scale and isinstance(axes.yaxis.get_minor_locator(), NullLocator):
+    if axes.get_yscale() == scale:
         return
     axes.set_yscale(scale)
     is_log = scale == "log"

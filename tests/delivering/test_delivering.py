@@ -490,8 +490,6 @@ def test_eight_processes_open_a_fresh_sqlite_store_at_once(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.postgres
-@pytest.mark.filterwarnings("ignore::platformdirs.RuntimeDirWarning")
 def test_a_process_that_is_killed_while_it_makes_a_sqlite_store_leaves_none_that_is_half_made(
     tmp_path: Path,
 ) -> None:
@@ -506,6 +504,9 @@ def test_a_process_that_is_killed_while_it_makes_a_sqlite_store_leaves_none_that
     assert sorted(os.listdir(tmp_path)) == ["mlflow.db", "mlflow.db.lock"]
 
 
+@pytest.mark.slow
+@pytest.mark.postgres
+@pytest.mark.filterwarnings("ignore::platformdirs.RuntimeDirWarning")
 def test_eight_processes_open_a_fresh_postgresql_store_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

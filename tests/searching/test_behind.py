@@ -38,15 +38,31 @@ ROOT = str(Path(__file__).parents[2])
 @contextlib.contextmanager
 def written_behind(url: str, name: str = "s") -> Iterator[tuple[Behind, int]]:
     """A storage whose study is written by another process, which has begun to."""
+    with study_behind(url, name) as (storage, study), storage.writing(study._study_id, name):
+        begin(storage, study._study_id)
+        yield storage, study._study_id
+
+
+@contextlib.contextmanager
+def at_work(url: str) -> Iterator[tuple[Worker, optuna.Study]]:
+    """A worker of a study that is written by another process, which has begun to."""
+    with (
+        study_behind(url, "s") as (storage, study),
+        Worker(study, nullcontext(), grace_period=0.6) as worker,
+    ):
+        begin(storage, study._study_id)
+        yield worker, study
+
+
+@contextlib.contextmanager
+def study_behind(url: str, name: str) -> Iterator[tuple[Behind, optuna.Study]]:
+    """A study that another process is to write as soon as it is searched."""
     with quiet_optuna(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(behind, "WORTH", 0.0)
         patch.setattr(behind, "AFTER", 0.0)
         storage = open_storage(url)
         assert isinstance(storage, Behind)
-        study_id = optuna.create_study(storage=storage, study_name=name)._study_id
-        with storage.writing(study_id, name):
-            begin(storage, study_id)
-            yield storage, study_id
+        yield storage, optuna.create_study(storage=storage, study_name=name)
 
 
 def begin(storage: Behind, study_id: int) -> None:
@@ -339,49 +355,33 @@ def test_a_trial_that_was_seen_to_have_ended_has_ended(tmp_path: Path) -> None:
             assert states[number] is TrialState.FAIL
 
 
-def test_others_see_each_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behind, "WORTH", 0.0)
-    monkeypatch.setattr(behind, "AFTER", 0.0)
+def test_others_see_each_sign_of_life(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 's.db'}"
-    with quiet_optuna():
-        storage = open_storage(url)
-        assert isinstance(storage, Behind)
-        study = optuna.create_study(storage=storage, study_name="s")
-        with Worker(study, nullcontext(), grace_period=0.6) as worker:
-            begin(storage, study._study_id)
-            assert next(worker.trials(Budget(n_trials=1))) is not None
-            deadline, seen = time.monotonic() + 2.0, set()
-            while time.monotonic() < deadline:
-                seen.add(written(url)[0].user_attrs.get(HEARTBEAT))
-                time.sleep(0.05)
+    with at_work(url) as (worker, _):
+        assert next(worker.trials(Budget(n_trials=1))) is not None
+        deadline, seen = time.monotonic() + 2.0, set()
+        while time.monotonic() < deadline:
+            seen.add(written(url)[0].user_attrs.get(HEARTBEAT))
+            time.sleep(0.05)
     assert len(seen) >= 6  # ten a second, each of which is sent
 
 
-def test_a_trial_that_was_claimed_shows_signs_of_life_before_it_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(behind, "WORTH", 0.0)
-    monkeypatch.setattr(behind, "AFTER", 0.0)
+def test_a_trial_that_was_claimed_shows_signs_of_life_before_it_is_begun(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 's.db'}"
-    with quiet_optuna():
-        storage = open_storage(url)
-        assert isinstance(storage, Behind)
-        study = optuna.create_study(storage=storage, study_name="s")
-        with Worker(study, nullcontext(), grace_period=0.6) as worker:
-            begin(storage, study._study_id)
-            trials = worker.trials(Budget(n_trials=2))
-            first = next(trials)
-            assert first is not None
-            worker.claim(Budget(n_trials=2))
-            time.sleep(1.5)
-            running = [t.user_attrs.get(HEARTBEAT, 0) for t in written(url)]
-            study.tell(first, 0.5)
-            worker.end(first)
-            second = next(trials)
-            assert second is not None
-            assert second.number == 1
-            study.tell(second, 0.5)
-            worker.end(second)
+    with at_work(url) as (worker, study):
+        trials = worker.trials(Budget(n_trials=2))
+        first = next(trials)
+        assert first is not None
+        worker.claim(Budget(n_trials=2))
+        time.sleep(1.5)
+        running = [t.user_attrs.get(HEARTBEAT, 0) for t in written(url)]
+        study.tell(first, 0.5)
+        worker.end(first)
+        second = next(trials)
+        assert second is not None
+        assert second.number == 1
+        study.tell(second, 0.5)
+        worker.end(second)
     assert len(running) == 2
     assert min(running) >= 5  # of some fifteen
     assert [trial.state for trial in written(url)] == [TrialState.COMPLETE] * 2
