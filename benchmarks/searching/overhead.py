@@ -2,8 +2,9 @@
 
 The digits' MLP, 128 wide, is searched one trial after the other; after each trial the same training
 is done once more without a search. So each share is that of two neighbours in time, whatever else
-the machine does. How fast a process is depends by a percent on where its memory happens to lie: so
-several processes search, in turn for each kind of study.
+the machine does. How fast a training is depends by a percent on where its memory happens to lie. So
+the neighbour is trained before the next trial is asked for, when the memory of the last one is free
+again; and several processes search, in turn for each kind of study.
 
 What the search waits for at its end, the records that are on their way, does not grow with its
 trials. It is told by itself, and as a share of a search of so many trials. What other processes do
@@ -38,7 +39,7 @@ from benchmarks.servers import Postgres
 
 STEPS = 500
 TRIALS = 48  # of each process
-PROCESSES = 5
+PROCESSES = 6
 SEARCH = 64  # trials among which the wait at the end is divided
 
 
@@ -73,13 +74,28 @@ def task_and_epochs() -> tuple[lrfinder.Task, int]:
 def search(
     folder: Path,
     n_trials: int,
-    on_trial: Callable[[optuna.Study, FrozenTrial], None],
     *,
+    between: Callable[[], None],
+    on_trial: Callable[[optuna.Study, FrozenTrial], None],
     record: bool,
     storage: str | None = None,
 ) -> optuna.Study:
-    """Search one trial after the other, none of which diverges or is pruned; until all is recorded."""
+    """Search one trial after the other, none of which diverges or is pruned; until all is recorded.
+
+    Args:
+        folder: For the record; its name is the study's.
+        n_trials: How many.
+        between: Called before a trial is proposed; nothing of the one before is in memory then.
+        on_trial: Called with each trial that has ended.
+        record: Whether to record them.
+        storage: Of the study.
+    """
     task, num_epochs = task_and_epochs()
+
+    def proposed(trial: optuna.Trial) -> dict[str, Any]:
+        between()
+        return chosen(trial)
+
     with contextlib.ExitStack() as stack:
         recorder = None
         if record:
@@ -88,7 +104,7 @@ def search(
                 lrfinder.MlflowRecorder("overhead", tracking_uri=uri, spool=folder / "spool")
             )
         study = lrfinder.search(
-            task, n_trials, warm_start=False, hparams=chosen, num_epochs=num_epochs,
+            task, n_trials, warm_start=False, hparams=proposed, num_epochs=num_epochs,
             pruner="NopPruner", engine="stepping", device="cpu", confirm=0, storage=storage,
             study_name=folder.name, recorder=recorder, on_trial=on_trial,
         )  # fmt: skip
@@ -100,30 +116,39 @@ def measured(folder: Path, storage: str | None, record: bool, n_trials: int) -> 
     task, num_epochs = task_and_epochs()
     searched: list[float] = []
     bare: list[float] = []
-    since = 0.0
+    last: FrozenTrial | None = None
+    since = 0.0  # when the last trial ended, but for what was trained after it
+
+    def between() -> None:
+        nonlocal since
+        if last is not None:
+            began = time.perf_counter()
+            lrfinder.train_task(
+                task, **last.user_attrs["hparams"], num_epochs=num_epochs, device="cpu"
+            )
+            took = time.perf_counter() - began
+            bare.append(took)
+            since += took
 
     def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
-        nonlocal since
+        nonlocal since, last
         ended = time.perf_counter()
-        if trial.number == n_trials:  # nobody is to send its record while a neighbour trains
-            since = ended
-            return
-        hparams = trial.user_attrs["hparams"]
-        lrfinder.train_task(task, **hparams, num_epochs=num_epochs, device="cpu")
-        trained = time.perf_counter()
-        if since:  # the first trial has the beginning of the search in it
-            searched.append(ended - since)
-            bare.append(trained - ended)
-        since = time.perf_counter()
+        searched.append(ended - since)
+        last, since = trial, ended
 
-    study = search(folder, n_trials + 1, on_trial, record=record, storage=storage)
+    # The first trial has the beginning of the search in it, and nobody is a neighbour of the last.
+    study = search(
+        folder, n_trials + 2, between=between, on_trial=on_trial, record=record, storage=storage
+    )
     end = time.perf_counter() - since
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)
-    assert len(bare) == n_trials - 1
+    assert len(bare) + 1 == len(searched) == n_trials + 2
     time.sleep(0.5)  # processes that were not waited for are over
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     elsewhere = used.ru_utime + used.ru_stime
-    return {"searched": searched, "bare": bare, "end": end, "elsewhere": elsewhere / n_trials}
+    return {
+        "searched": searched[1:-1], "bare": bare[1:], "end": end, "elsewhere": elsewhere / n_trials,
+    }  # fmt: skip
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:

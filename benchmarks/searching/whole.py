@@ -40,22 +40,29 @@ def measured(folder: Path, record: bool, blocks: int) -> list[dict[str, float]]:
     ended: list[float] = []
     found: list[dict[str, float]] = []
 
+    last: FrozenTrial | None = None
+
     def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+        nonlocal last
         ended.append(time.perf_counter())
-        if len(ended) < BLOCK:
+        last = trial
+
+    def between() -> None:
+        if last is None or len(ended) < BLOCK:
             return
         searched = (ended[-1] - ended[0]) / (BLOCK - 1)
         time.sleep(IDLE)
         ended.clear()
         for _ in range(BLOCK):
             lrfinder.train_task(
-                task, **trial.user_attrs["hparams"], num_epochs=num_epochs, device="cpu"
+                task, **last.user_attrs["hparams"], num_epochs=num_epochs, device="cpu"
             )
             ended.append(time.perf_counter())
         found.append({"searched": searched, "bare": (ended[-1] - ended[0]) / (BLOCK - 1)})
         ended.clear()
 
-    study = search(folder, blocks * BLOCK, on_trial, record=record)
+    n_trials = blocks * BLOCK + 1  # the last block is followed by one more trial
+    study = search(folder, n_trials, between=between, on_trial=on_trial, record=record)
     assert all(trial.state.name == "COMPLETE" for trial in study.trials)
     return found[1:]  # other processes start in the first one
 
@@ -63,7 +70,7 @@ def measured(folder: Path, record: bool, blocks: int) -> list[dict[str, float]]:
 def main() -> None:
     """Measure, print and write `results/searching.whole.json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=BLOCKS)
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help=">= 3")
     parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()

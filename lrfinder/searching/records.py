@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lrfinder.tracking.recorders import Recorder
 
 TOP = 10  # trials that the pages of MLflow are linked for
+LOOK = 1.0  # seconds between two looks for the runs of trials
 
 
 class Records:
@@ -34,7 +36,9 @@ class Records:
         self.recorder = recorder
         self.grace_period = grace_period
         self.metrics = metrics
-        self._unlinked: dict[int, Recorder] = {}  # of trials that do not know their runs yet
+        # Those of trials that do not know their runs yet, by number.
+        self._unlinked: dict[int, tuple[optuna.Trial, Recorder]] = {}
+        self._look_at = 0.0
 
     @contextmanager
     def of(self, trial: optuna.Trial) -> Iterator[Recorder | None]:
@@ -47,16 +51,22 @@ class Records:
         with self.recorder.child(
             f"trial {trial.number}", wait=False, unique_for=alone, **tags
         ) as recorder:
-            self._unlinked[trial.number] = recorder
+            self._unlinked[trial.number] = trial, recorder
             recorder.log_params({f"trial/{name}": value for name, value in trial.params.items()})
             try:
                 yield recorder
             finally:
                 self._link(trial, recorder.run_id)
 
-    def link_soon(self, trial: optuna.Trial) -> None:
-        """Let the trial know its run, if that is made by now: the trial's worker may be lost later."""
-        if (recorder := self._unlinked.get(trial.number)) is not None:
+    def link_soon(self) -> None:
+        """Let trials know their runs, if these are made by now: their worker may be lost later.
+
+        To be called as often as one likes: it looks once in `LOOK` seconds.
+        """
+        if not self._unlinked or (now := time.monotonic()) < self._look_at:
+            return
+        self._look_at = now + LOOK
+        for trial, recorder in list(self._unlinked.values()):
             run_id = recorder.known_run_id
             if run_id is not None:
                 self._link(trial, run_id)

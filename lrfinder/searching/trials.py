@@ -140,6 +140,7 @@ class Trials:
                 job = self._job(study, trial, hparams)
             if job is not None:
                 yield job
+                del job  # and its model, which the next one may need the memory of
 
     @property
     def _must_wait(self) -> bool:
@@ -200,7 +201,7 @@ class Trials:
         """Judge a trial, and have the next one begun where it is about to end, so that it need not wait."""
         assert self._worker is not None
         assert self._budget is not None
-        self.records.link_soon(trial)
+        self.records.link_soon()
         left = self.space.num_epochs - epoch - 1
         took = time.monotonic() - self._began[trial.number]
         if left * took < AHEAD * (epoch + 1) and not self._asked and not self._must_wait:

@@ -61,7 +61,8 @@ class Run:
     def batches(self) -> Iterator[Batch]:
         """The rest of this epoch's batches, in the order that they have in a training which was never killed."""
         if not self.skip:
-            self._epoch_random = self._random_states()
+            if self.path is not None:
+                self._epoch_random = self._random_states()
             yield from self.loader
             return
         self._set_random_states(self._epoch_random)

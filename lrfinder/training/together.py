@@ -213,12 +213,15 @@ def run_together(
     chooser.consider(first.replica)
     capacity = min(capacity_for(first.replica), count if at_once is None else at_once)
     lockstep = Lockstep(chooser, capacity=max(1, capacity))
+    num_steps = first.num_steps
+    drawn = [first]
+    del first  # or its model would be kept until the last job has ended
 
     def all_jobs() -> Iterator[Job | None]:
-        yield first
+        yield drawn.pop()
         yield from jobs
 
-    lockstep.run(all_jobs(), count, num_steps=first.num_steps, on_end=lambda job: None)
+    lockstep.run(all_jobs(), count, num_steps=num_steps, on_end=lambda job: None)
     return chooser
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import math
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +335,29 @@ def test_a_pruned_trial_makes_room_at_once(measured: lrfinder.RangeTest) -> None
     )  # fmt: skip
     assert [trial.state for trial in study.trials] == [TrialState.PRUNED] * 6
     assert ended == [2, 2, 4, 4, 6, 6]  # two are under way, and as two end two begin
+
+
+@pytest.mark.parametrize("engine", ["stepping", "lockstep"])
+def test_a_trial_s_model_is_gone_before_the_next_one_is_asked_for(engine: str) -> None:
+    models: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def make_model() -> nn.Module:
+        model = TinyNet()
+        models.append(weakref.ref(model))
+        return model
+
+    def hparams(trial: optuna.Trial) -> dict[str, Any]:
+        gc.collect()  # what torch makes with a process's first optimizer goes in circles
+        alive.append(sum(model() is not None for model in models))
+        return {"lrs": {"body": 0.1, "head": 0.1}}
+
+    quiet_search(
+        tiny_task(make_model=make_model), 4, warm_start=False, hparams=hparams, engine=engine,
+        at_once=1,
+    )  # fmt: skip
+    assert len(models) == 4
+    assert alive[-4:] == [0, 0, 0, 0]
 
 
 def test_a_pruner_ends_a_training_early(measured: lrfinder.RangeTest) -> None:
