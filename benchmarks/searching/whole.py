@@ -39,7 +39,6 @@ def measured(folder: Path, record: bool, blocks: int) -> list[dict[str, float]]:
     task, num_epochs = task_and_epochs()
     ended: list[float] = []
     found: list[dict[str, float]] = []
-
     last: FrozenTrial | None = None
 
     def on_trial(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -74,6 +73,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
+    if options.blocks < 3:  # the first is not counted, and quartiles take two
+        parser.error(f"`--blocks` must be 3 or more, but got {options.blocks}.")
     found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     with (
         tempfile.TemporaryDirectory() as name,
