@@ -136,9 +136,9 @@ class Session:
         """The last that is recorded by itself: what is known of the machine by now."""
         if outbox in self._untold:
             self._tell_facts(timeout=FACTS_TIMEOUT)
+        self._write(outbox)  # or raise, while what the recorder holds can be closed once more
         # Of a shorter time it would say nothing.
         if self._monitor is not None and outbox.since_sample >= SAMPLE_AFTER:
-            self._write(outbox)  # it counts the steps
             self._sample([outbox])
 
     def close(self, outbox: Outbox) -> None:
